@@ -1,0 +1,1 @@
+"""The controller's end of the guest: frames, their meaning, and one multiplexed channel. Believes nothing."""

@@ -1,0 +1,190 @@
+"""The policy as data: frozen, strict, every default written out. Decides nothing, reads nothing.
+
+``Policy`` is the effective policy of one session. Both file shapes (a map of profiles; a full
+document with ``tool_surface``) become this one type in ``load``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandbox.digest import Digest, digest_json
+
+Text = Annotated[str, Field(min_length=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+MIB = 1024 * 1024
+
+
+class Section(BaseModel):
+    """One block of a policy: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RequestRule(Section):
+    """One kind of request that a host with rules accepts; everything else on that host is denied."""
+
+    methods: tuple[Text, ...]
+    """Upper-case HTTP methods; at least one."""
+    path: Text
+    """A glob on the canonical path: ``*`` within a segment, ``**`` across segments."""
+
+
+class HostEntry(Section):
+    """One allowed destination. A plain string in the policy is an entry with only ``host``."""
+
+    host: Text
+    """An exact name, ``*.name`` (one more label) or ``**.name`` (one or more labels)."""
+    ports: tuple[Port, ...] = (443,)
+    inspect: bool = False
+    """Terminate TLS and judge requests. Not available yet: refused when a session starts."""
+    rules: tuple[RequestRule, ...] = ()
+    """Empty means every request; given means these and nothing else."""
+
+
+class Injection(Section):
+    """A credential the gateway puts on requests to one host; its value never enters the container."""
+
+    host: Text
+    header: Text
+    value: Text
+    mode: Literal["replace_always", "replace_placeholder"] = "replace_always"
+    placeholder: str | None = None
+
+
+class NetworkPolicy(Section):
+    """Which destinations may be reached. Empty means none."""
+
+    allowlist: tuple[HostEntry, ...] = ()
+    denylist: tuple[Text, ...] = ()
+    """Host patterns that win over the allowlist."""
+    enforce_tls: bool = True
+    """No plain HTTP, and the first bytes of a tunnel must be a ClientHello naming the same host."""
+    deny_all_others: Literal[True] = True
+    """Stated for the reader; ``false`` is refused."""
+    package_indexes: tuple[Literal["pip", "npm", "cargo", "apt"], ...] = ()
+    """Clients whose own configured hosts are allowed, resolved when the session starts."""
+    inject: tuple[Injection, ...] = ()
+
+
+class FilesystemPolicy(Section):
+    """Which directory is the workspace, and which of its paths do not exist inside."""
+
+    root: Text = "./workspace"
+    """The host directory used when no workspace is named; relative to the current directory."""
+    deny_patterns: tuple[Text, ...] = ()
+    """gitignore-like globs, relative to the workspace; a match hides the path and all beneath it."""
+
+
+class ShellPolicy(Section):
+    """Which commands the agent may ask for, and which programs nothing in the container can run."""
+
+    allowed_binaries: tuple[Text, ...] = ()
+    """Program names the agent may name in a command line. Empty means none."""
+    blocked_commands: tuple[Text, ...] = ()
+    """Programs that no process in the container can run. Wins over ``allowed_binaries``."""
+    require_confirmation: bool = False
+    """Each command needs a person's yes, or a match in ``pre_approved``."""
+    pre_approved: tuple[Text, ...] = ()
+    """Command lines that need no confirmation: exact bytes, or a prefix ending in `` *``."""
+    mode: Literal["open", "closed"] = "open"
+    """``open``: the tree may run anything in the image but the blocked. ``closed``: only the listed."""
+    helpers: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    """For ``closed``: programs that an allowed binary needs, by binary."""
+    workspace_exec: bool = True
+    """Whether files in the workspace may be executed."""
+
+
+class RoutingPolicy(Section):
+    """Which models are asked, and how much a session may spend."""
+
+    default_model: Text | None = None
+    fallback_model: Text | None = None
+    max_budget_usd: Annotated[float, Field(ge=0)] | None = None
+    """Dollars a session may spend on models; missing means the shipped default of 5.00."""
+    max_tool_calls: Annotated[int, Field(ge=0)] | None = None
+    """Tool calls a session may make; missing means the shipped default of 200."""
+
+
+class OutputPolicy(Section):
+    """How agent actions are checked."""
+
+    format: Literal["json"] = "json"
+    schema_path: Text | None = None
+    """JSON Schema file for actions, relative to the policy file; missing means the shipped schema."""
+    validate_before_dispatch: Literal[True] = True
+
+
+class SessionPolicy(Section):
+    """The conversation's limits and its record."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 64_000
+    """Context window in tokens, by the provider's own count."""
+    auto_truncate: bool = True
+    provenance_tracking: Literal[True] = True
+    replay_baseline_dir: Text | None = None
+
+
+class Limits(Section):
+    """Resources of one session. All are enforced; none is optional."""
+
+    memory_bytes: Annotated[int, Field(ge=32 * MIB)] = 2048 * MIB
+    cpus: Annotated[float, Field(gt=0)] = 2.0
+    pids: Annotated[int, Field(ge=8)] = 256
+    nofile: Annotated[int, Field(ge=64)] = 1024
+    tmpfs_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
+    """Size of the writable, noexec ``/tmp``."""
+    wall_seconds: Annotated[int, Field(ge=1)] = 3600
+    """A whole session."""
+    command_seconds: Annotated[int, Field(ge=1)] = 300
+    """One command; its whole process tree is killed then."""
+    output_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
+    """What is kept of one command's stdout, and as much of its stderr; the rest is counted."""
+
+
+class PriceEntry(Section):
+    """What a model costs, when the price table does not know it or is to be overruled."""
+
+    input_usd_per_million: Annotated[float, Field(ge=0)]
+    output_usd_per_million: Annotated[float, Field(ge=0)]
+
+
+class PolicyTest(Section):
+    """A statement about the policy, checked every time it is loaded. Exactly one subject is given."""
+
+    expect: Literal["allow", "deny", "confirm"]
+    command: str | None = None
+    """A command line, as the agent would write it."""
+    path: str | None = None
+    """A path relative to the workspace, as the agent would name it."""
+    host: str | None = None
+    """``name`` (port 443) or ``name:port``."""
+
+
+class Policy(Section):
+    """Everything one session may do. Built by ``sandbox.policy.load``; never edited afterwards."""
+
+    name: Text
+    """The profile's name, e.g. ``production``."""
+    version: str = "2.1"
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Free text of the author; never read by a decision."""
+    routing: RoutingPolicy = RoutingPolicy()
+    network: NetworkPolicy = NetworkPolicy()
+    filesystem: FilesystemPolicy = FilesystemPolicy()
+    shell: ShellPolicy = ShellPolicy()
+    output: OutputPolicy = OutputPolicy()
+    session: SessionPolicy = SessionPolicy()
+    limits: Limits = Limits()
+    runtime: Literal["runc", "runsc"] = "runc"
+    seccomp: Text = "agent"
+    """Name of a shipped profile (``seccomp/NAME.json``), or a path relative to the policy file."""
+    prices: dict[Text, PriceEntry] = Field(default_factory=dict)
+    """Prices by full model id, e.g. ``anthropic:some-model``."""
+    tests: tuple[PolicyTest, ...] = ()
+
+    def digest(self) -> Digest:
+        """Digest the effective policy: equal policies have equal digests, however they were written."""
+        return digest_json(self.model_dump(mode="json"))

@@ -1,0 +1,1 @@
+"""What happened, so that it can be proven: the hash-chained ledger, the sealed statement, the index."""
