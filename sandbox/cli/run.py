@@ -114,8 +114,8 @@ def command(
 async def _describe(request: RunRequest) -> str:
     from sandbox.container.docker import DockerRuntime
     from sandbox.resources import state_directory
+    from sandbox.session.opening import describe_container
     from sandbox.session.plan import plan_run
-    from sandbox.session.session import describe_container
 
     return await describe_container(plan_run(request), DockerRuntime(), state_directory())
 
