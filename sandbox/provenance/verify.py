@@ -204,8 +204,8 @@ class _Reading:
         if is_sealed or self._order.has_ended:
             return self._verdict(f"line {number} was changed: it does not end where it did", number)
         return self._verdict(
-            f"line {number} is torn: it has no end, as a crash or a full disk in mid-write leaves it; the lines "
-            "above hold",
+            f"line {number} is torn: it has no end, as a crash or a full disk in mid-write leaves it; "
+            "the lines above hold",
             number,
         )
 
