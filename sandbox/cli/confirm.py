@@ -50,9 +50,14 @@ async def _read_line() -> str:
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     descriptor = sys.stdin.fileno()
-    loop.add_reader(descriptor, lambda: readable.done() or readable.set_result(None))
+    loop.add_reader(descriptor, _wake, readable)
     try:
         await readable
     finally:
         loop.remove_reader(descriptor)
     return sys.stdin.readline()
+
+
+def _wake(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)

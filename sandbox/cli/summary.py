@@ -143,5 +143,10 @@ def _print_record(console: Console, result: RunResult) -> None:
         text = f"record verified: {result.ledger.entries} entries, head {head}…, statement sealed"
         console.print(Text(text, style="green"))
     else:
-        console.print(Text(f"record NOT verified: {'; '.join(verification.problems)}", style="bold red"))
+        console.print(
+            Text(
+                f"record NOT verified: {'; '.join(problem.message for problem in verification.problems)}",
+                style="bold red",
+            )
+        )
     console.print(f"Next: agent-runner apply {result.session}", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import time
 from contextlib import AsyncExitStack
@@ -14,7 +15,6 @@ from pathlib import Path
 from sandbox.budget import Meter
 from sandbox.container.image import prepare_image
 from sandbox.container.preflight import check_host
-from sandbox.container.reaper import current_owner
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
@@ -35,7 +35,8 @@ from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.ledger import Ledger
-from sandbox.provenance.store import new_session_id
+from sandbox.provenance.owner import current_owner
+from sandbox.provenance.sessions import new_session_id
 from sandbox.resources import shipped
 from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
@@ -95,7 +96,7 @@ async def open_session(
     image = await prepare_image(runtime, plan.image, policy.shell.blocked_commands, state)
     async with AsyncExitStack() as undo:
         owner = current_owner()
-        session_id = new_session_id(lambda: datetime.now(UTC), os.urandom)
+        session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
         undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
         undo.callback(release_workspace, directory.path)
@@ -104,7 +105,7 @@ async def open_session(
         spec = compile_spec(
             policy, image, _places(directory, workspace, owner), seccomp.text, hosts=_hosts(plan)
         )
-        ledger = Ledger.create(directory.ledger, clock=lambda: datetime.now(UTC))
+        ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, *listeners))
@@ -147,6 +148,10 @@ async def describe_container(plan: RunPlan, runtime: Runtime, state: Path) -> st
     workspace = PreparedWorkspace.planned(plan.workspace, directory.path)
     places = _places(directory, workspace, "OWNER")
     return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _places(directory: SessionDirectory, workspace: PreparedWorkspace, owner: str) -> SessionPlaces:
