@@ -7,6 +7,7 @@ each would leave a profile weaker than it reads, so each is an error here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -215,7 +216,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: whatev
     unique = dict(pairs)
     if len(unique) != len(pairs):
         keys = sorted(key for key, _ in pairs)
-        twice = next(key for key, after in zip(keys, keys[1:], strict=False) if key == after)
+        twice = next(key for key, after in itertools.pairwise(keys) if key == after)
         raise ValueError(f"key {twice!r} appears twice in one object")
     return unique
 
