@@ -31,10 +31,13 @@ class OverlayVolume:
     name: str
     """Docker volume name; unique to the session."""
     lower: tuple[str, ...]
-    """Topmost first: the mask, then the user's directory (or its id-mapped view)."""
+    """Topmost first: the mask, then the user's directory (or its id-mapped view). Plain paths: the
+    runtime's adapter escapes what overlayfs needs escaped."""
     upper: str
     work: str
     target: str = WORKSPACE
+    flags: tuple[str, ...] = ("nosuid", "nodev")
+    """Mount flags; ``noexec`` is added when the policy says ``workspace_exec: false``."""
 
 
 @dataclass(frozen=True)
