@@ -94,9 +94,10 @@ class DockerRuntime:
             error=str(state["Error"]),
         )
 
-    async def remove(self, container_id: str, volume: str | None) -> None:
+    async def remove(self, container_id: str | None, volume: str | None) -> None:
         """See Runtime."""
-        await self._call(f"remove container {container_id[:12]}", self._remove, container_id, volume)
+        what = f"container {container_id[:12]}" if container_id else f"volume {volume}"
+        await self._call(f"remove {what}", self._remove, container_id, volume)
 
     async def owned(self) -> list[Owned]:
         """See Runtime."""

@@ -93,8 +93,8 @@ class Runtime(Protocol):
     async def state(self, container_id: str) -> ContainerState:
         """Ask how a container stands. Raises EngineError when it is unknown."""
 
-    async def remove(self, container_id: str, volume: str | None) -> None:
-        """Kill and remove container and volume; what is gone already is fine."""
+    async def remove(self, container_id: str | None, volume: str | None) -> None:
+        """Kill and remove container and volume; what is gone already is fine. None: there is none to remove."""
 
     async def owned(self) -> list[Owned]:
         """List all containers and volumes that carry our labels, of any controller."""
