@@ -6,6 +6,7 @@ The ledgers are the truth; nothing is only here, and no decision is made by what
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
@@ -33,6 +34,7 @@ from sandbox.provenance.statement import LEDGER_NAME
 __all__ = ["LATEST", "SessionRow", "Store", "find_session", "new_session_id", "summarise"]
 
 INDEX_NAME: Final = "index.sqlite"
+LOCK_NAME: Final = "index.lock"
 OPEN_STATUSES: Final = ("running", "interrupted", "unreadable")
 """Statuses that are this index's own; every other is the one SessionEnded states."""
 
@@ -103,15 +105,11 @@ class Store:
         path = state / INDEX_NAME
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                database = _connect(path)
-            except sqlite3.DatabaseError as exc:
-                if exc.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                    raise
-                # It holds nothing that the ledgers do not.
-                for suffix in ("", "-wal", "-shm"):
-                    path.with_name(INDEX_NAME + suffix).unlink(missing_ok=True)
-                database = _connect(path)
+            with (state / LOCK_NAME).open("a") as lock:
+                # One opens at a time: SQLite answers "locked" at once, without waiting, to whoever comes
+                # while another switches to WAL; and a damaged index must be replaced by one of them only.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                database = _open_or_replace(path)
         except (OSError, sqlite3.Error) as exc:
             raise StateError(f"cannot open index {path}: {exc}; is the state directory writable?") from exc
         return cls(state, database, is_alive)
@@ -285,6 +283,18 @@ class _Fold:
         except OSError:
             return "interrupted"
         return "running" if is_alive(owner) else "interrupted"
+
+
+def _open_or_replace(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as exc:
+        if exc.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+    # It holds nothing that the ledgers do not.
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

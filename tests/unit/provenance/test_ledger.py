@@ -9,6 +9,7 @@ import os
 import resource
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -282,6 +283,26 @@ def test_a_line_of_the_longest_length_is_read_back(ledger: Ledger) -> None:
     ledger.close()
     assert max(map(len, ledger.path.read_bytes().splitlines(keepends=True))) == MAX_LINE_BYTES
     assert verify_ledger(ledger.path, head=ledger.head, entries=3).is_valid
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_ledger_that_holds_to_its_last_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sandbox.provenance.ledger import Ledger;"
+        "from tests.unit.provenance.recorded import started, ticking; from sandbox.events import PhaseStarted;"
+        "ledger = Ledger.create(Path(sys.argv[1]), clock=ticking()); ledger.append(started());\n"
+        "while True: print(ledger.append(PhaseStarted(phase='p')).digest, flush=True)"
+    )
+    for count in (1, 7, 100):
+        path = tmp_path / f"{count}.jsonl"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            acknowledged = [writer.stdout.readline().strip() for _ in range(count)]
+            writer.kill()
+        found = verify_ledger(path)
+        assert (found.is_valid, found.status) == (True, "interrupted")
+        assert [entry.digest for entry in read_entries(path)][1 : count + 1] == acknowledged
 
 
 def test_reading_a_fifo_or_a_link_in_place_of_a_ledger_is_refused(tmp_path: Path) -> None:
