@@ -13,7 +13,9 @@ USAGE = {"input_tokens": 100, "output_tokens": 1}
 def sse(*events: dict[str, Any]) -> bytes:
     """Render events as ``event:``/``data:`` blocks."""
     return b"".join(
-        f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode("utf-8", "surrogatepass")
+        f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode(
+            "utf-8", "surrogatepass"
+        )
         for event in events
     )
 
@@ -89,7 +91,9 @@ def error(
     if details:
         inner["details"] = details
     body = {"type": "error", "error": inner, "request_id": "req_1"}
-    return Answer(status, {"content-type": "application/json", **(headers or {})}, [json.dumps(body).encode()])
+    return Answer(
+        status, {"content-type": "application/json", **(headers or {})}, [json.dumps(body).encode()]
+    )
 
 
 def error_event(kind: str, message: str = "Overloaded") -> dict[str, Any]:
