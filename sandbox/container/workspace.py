@@ -10,8 +10,6 @@ In the session's directory:
 The engine mounts it (``OverlayVolume``). The user's directory is never written to.
 """
 
-# ruff: noqa: PTH  # names are bytes and opened by descriptor: pathlib does neither
-
 from __future__ import annotations
 
 import os
