@@ -66,10 +66,11 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     if problems and ending.status == "completed":
         ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
     await attempt("close the record", lambda: _record_end(session, ending))
+    told = len(problems)
     result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
     await attempt("seal the record", lambda: _seal(session, result))
     await attempt("remove the workspace layers", lambda: _release(session))
-    return result.model_copy(update={"warnings": [*session.plan.warnings, *problems]})
+    return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
 
 
 async def _stop_guest(session: OpenSession) -> None:
@@ -160,7 +161,7 @@ def _result(
             entries=session.ledger.entries,
             statement=_text(directory.statement),
         ),
-        warnings=[*plan.warnings, *problems],
+        warnings=[*plan.warnings, *session.workspace.warnings, *problems],
     )
 
 

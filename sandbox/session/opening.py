@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from sandbox.budget import Meter
-from sandbox.container.image import prepare_image
+from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.preflight import check_host
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
@@ -22,10 +23,16 @@ from sandbox.container.spec import (
     PROXY_PORT,
     ContainerSpec,
     Image,
+    OverlayVolume,
     SessionPlaces,
     compile_spec,
 )
-from sandbox.container.workspace import PreparedWorkspace, prepare_workspace, release_workspace
+from sandbox.container.workspace import (
+    PreparedWorkspace,
+    describe_workspace,
+    prepare_workspace,
+    release_workspace,
+)
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
 from sandbox.errors import EngineError, GuestError
@@ -46,12 +53,16 @@ from sandbox.session.result import ResultFold
 HANDSHAKE_SECONDS = 20.0
 
 
+class Engine(Runtime, ImageSource, Protocol):
+    """What a session needs of a container engine."""
+
+
 @dataclass
 class OpenSession:
     """Everything that exists while a session runs; ``closing`` takes it apart again."""
 
     plan: RunPlan
-    runtime: Runtime
+    runtime: Engine
     directory: SessionDirectory
     workspace: PreparedWorkspace
     image: Image
@@ -83,7 +94,7 @@ class OpenSession:
 
 
 async def open_session(
-    plan: RunPlan, runtime: Runtime, state: Path, listeners: tuple[Listener, ...] = ()
+    plan: RunPlan, runtime: Engine, state: Path, listeners: tuple[Listener, ...] = ()
 ) -> OpenSession:
     """Make everything a run needs and record that it begins.
 
@@ -93,9 +104,9 @@ async def open_session(
     policy, clock = plan.policy, time.monotonic()
     check_host(policy, await runtime.facts())
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
-    image = await prepare_image(runtime, plan.image, policy.shell.blocked_commands, state)
+    owner = current_owner()
+    image = await _find_image(plan, runtime, state, owner)
     async with AsyncExitStack() as undo:
-        owner = current_owner()
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
         undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
@@ -103,7 +114,11 @@ async def open_session(
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
         workspace = await asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
         spec = compile_spec(
-            policy, image, _places(directory, workspace, owner), seccomp.text, hosts=_hosts(plan)
+            policy,
+            image,
+            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
+            seccomp.text,
+            hosts=_hosts(plan),
         )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
@@ -136,17 +151,16 @@ async def open_session(
     )
 
 
-async def describe_container(plan: RunPlan, runtime: Runtime, state: Path) -> str:
+async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str:
     """Return the container spec that a run would ask for, as JSON; nothing is created but the image's index.
 
     Session id and places are shown as ``SESSION``.
     """
     check_host(plan.policy, await runtime.facts())
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
-    image = await prepare_image(runtime, plan.image, plan.policy.shell.blocked_commands, state)
+    image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
-    workspace = PreparedWorkspace.planned(plan.workspace, directory.path)
-    places = _places(directory, workspace, "OWNER")
+    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
     return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
 
 
@@ -154,14 +168,30 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _places(directory: SessionDirectory, workspace: PreparedWorkspace, owner: str) -> SessionPlaces:
+async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -> Image:
+    shell = plan.policy.shell
+    return await prepare_image(
+        runtime,
+        runtime,
+        plan.image,
+        blocked_commands=shell.blocked_commands,
+        allowed_binaries=shell.allowed_binaries,
+        refusal_binary=str(shipped("images/guest/build/refused")),
+        state=state,
+        owner=owner,
+    )
+
+
+def _places(
+    directory: SessionDirectory, workspace: OverlayVolume, uid: int, gid: int, owner: str
+) -> SessionPlaces:
     return SessionPlaces(
         session_id=directory.session_id,
-        workspace=workspace.volume,
+        workspace=workspace,
         guest_binary=str(shipped("images/guest/build/guest")),
         egress_directory=str(directory.egress),
-        uid=workspace.uid,
-        gid=workspace.gid,
+        uid=uid,
+        gid=gid,
         owner=owner,
     )
 
