@@ -32,8 +32,8 @@ _GLOBAL_FLAGS = names(
 _GLOBAL_VALUES = names("-C --git-dir --work-tree --namespace --super-prefix --attr-source")
 _REFUSED_SUBCOMMANDS = names(
     "remote-ext daemon instaweb send-email web--browse filter-branch shell difftool mergetool hook "
-    "upload-pack receive-pack http-backend imap-send svn p4 cvsserver gui citool gitk upload-archive remote-fd "
-    "difftool--helper mergetool--lib help for-each-repo credential"
+    "upload-pack receive-pack http-backend imap-send svn p4 cvsserver gui citool gitk "
+    "upload-archive remote-fd difftool--helper mergetool--lib help for-each-repo credential"
 )
 _LONG_OPTIONS = (
     "--upload-pack",
@@ -45,7 +45,8 @@ _LONG_OPTIONS = (
 )
 _SHORT_OPTIONS = {"clone": "uc", "rebase": "x", "grep": "O", "fetch": "", "pull": "", "push": "", "init": ""}
 _TAKES_EXEC = names(
-    "clone fetch pull push ls-remote fetch-pack send-pack archive rebase grep init bisect submodule config remote"
+    "clone fetch pull push ls-remote fetch-pack send-pack archive rebase grep init bisect submodule "
+    "config remote"
 )
 
 

@@ -128,6 +128,10 @@ _KNOWN_TYPES = _WORD_TYPES | _names(
     "extglob_pattern string_content comment array"
 )
 _COMMAND_TYPES = frozenset({"command", "declaration_command", "unset_command"})
+_ONE_LINE_TYPES = _COMMAND_TYPES | _names(
+    "redirected_statement file_redirect herestring_redirect variable_assignment command_name test_command "
+    "simple_expansion expansion subscript negated_command"
+)
 _KEYWORDS = _names("export declare typeset readonly local unset unsetenv")
 _ARITHMETIC_TYPES = frozenset({"arithmetic_expansion", "c_style_for_statement", "subscript"})
 _LATER_EXPANDED = re.compile(r"\$\(|\$\{|`")
@@ -147,6 +151,9 @@ def _checked_bytes(source: str) -> bytes:
         raise Unreadable("it is not valid UTF-8 text") from None
     if len(raw) > MAX_LINE_BYTES:
         raise Unreadable(f"it is longer than {MAX_LINE_BYTES} bytes")
+    if "$\\\n" in source:
+        # Every shell joins the two and sees one expansion; the grammar sees literal text.
+        raise Unreadable("a line continuation follows a dollar sign")
     for character in source:
         if character in "\n\t ":
             continue
@@ -304,6 +311,8 @@ class _Reader:
             return  # `python3 - <<EOF`: the grammar drops the dash; _words_after_redirects puts it back
         if gap.replace(b"\\\n", b"").strip(b" \t\n"):
             raise Unreadable(f"there is text the grammar does not account for: {gap[:20]!r}")
+        if node.type in _ONE_LINE_TYPES and b"\n" in gap.replace(b"\\\n", b""):
+            raise Unreadable("a command goes on after the end of its line")
         if b"\\\n" in gap and gap[:1] not in (b" ", b"\t"):
             raise Unreadable("a line continuation joins two words; put a space before the backslash")
 

@@ -440,6 +440,9 @@ DENIED = [
     ("echo $'a\\'; rm x #'", "shell.unparsable"),
     ("time { rm x; }", "shell.unparsable"),
     ("cat <<E\nx", "shell.unparsable"),
+    ("ls \n\\\n rm x", "shell.unparsable"),
+    ('ls "$\\\n(rm x)"', "shell.unparsable"),
+    ("ls &> f rm x", "shell.unparsable"),
     ("cat <<'E F'\nx\nE F", "shell.unparsable"),
 ]  # fmt: skip
 
