@@ -181,7 +181,7 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return field 22 of /proc/PID/stat, in clock ticks since boot; empty for a corpse, None when not there."""
+    """Return field 22 of /proc/PID/stat, in clock ticks since boot; empty: a corpse; None: not there."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
