@@ -211,9 +211,13 @@ def _find_weak_mounts(spec: ContainerSpec, mountinfo: Path) -> list[str]:
     wanted["/dev/shm"] = {"noexec", "nosuid", "nodev"}  # noqa: S108
     got: dict[str, set[str]] = {}
     for line in mountinfo.read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
+        mount, _, filesystem = line.partition(" - ")
+        fields = mount.split(" ")
         target = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
-        got[target] = set(fields[5].split(","))  # the last one is on top
+        # Options of the mount, then those of its filesystem (``userxattr``). Only the mount's own ``ro``
+        # and ``noexec`` count: those of a filesystem hold for all its mounts, so neither hides a gap.
+        # The last mount of a target is on top.
+        got[target] = {*fields[5].split(","), *filesystem.split(" ")[-1].split(",")}
     return [
         f"mount {target}: no {','.join(sorted(flags - got.get(target, set())))}"
         for target, flags in wanted.items()
