@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def _result(
             entries=session.ledger.entries,
             statement=_text(directory.statement),
         ),
-        warnings=[*plan.warnings, *session.workspace.warnings, *problems],
+        warnings=[*session.warnings, *problems],
     )
 
 
@@ -181,6 +182,7 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 
 async def _release(session: OpenSession) -> None:
     await asyncio.to_thread(release_workspace, session.directory.path)
+    shutil.rmtree(session.directory.egress)
 
 
 def _text(path: Path) -> str:

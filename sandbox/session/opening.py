@@ -15,7 +15,8 @@ from typing import Protocol
 
 from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
-from sandbox.container.preflight import check_host
+from sandbox.container.preflight import check_host, lost_controls
+from sandbox.container.reaper import reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
@@ -80,6 +81,8 @@ class OpenSession:
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
     """``time.monotonic()`` when the session opened."""
+    warnings: tuple[str, ...]
+    """What the reader of the result should know, one line each."""
 
     async def guest(self) -> GuestChannel:
         """Wait until the container runs. Raises EngineError or GuestError when it does not."""
@@ -102,7 +105,8 @@ async def open_session(
     or HostError, with nothing left behind.
     """
     policy, clock = plan.policy, time.monotonic()
-    check_host(policy, await runtime.facts())
+    facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
+    check_host(policy, facts)
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
@@ -148,6 +152,7 @@ async def open_session(
         shell=image.shell,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
         started_clock=clock,
+        warnings=(*plan.warnings, *lost_controls(policy), *workspace.warnings, *reaped.problems),
     )
 
 
