@@ -188,3 +188,13 @@ def test_a_state_directory_that_cannot_hold_an_index_is_named(tmp_path: Path) ->
     (tmp_path / "index.sqlite").mkdir()
     with pytest.raises(StateError, match="cannot open index"):
         Store.open(tmp_path, is_alive=lambda owner: False)
+
+
+def test_an_index_that_fails_later_is_one_error_with_its_remedy(tmp_path: Path, store: Store) -> None:
+    with sqlite3.connect(tmp_path / "index.sqlite") as database:
+        database.execute("DROP TABLE sessions")
+    for use in (store.list, store.refresh):
+        with pytest.raises(StateError, match=r"no such table.*remove .*index\.sqlite"):
+            use()
+    with pytest.raises(StateError, match="no such table"):
+        store.add(record_session(tmp_path))
