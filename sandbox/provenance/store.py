@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from sandbox.errors import RecordError, StateError
 from sandbox.events import (
@@ -37,6 +37,9 @@ INDEX_NAME: Final = "index.sqlite"
 LOCK_NAME: Final = "index.lock"
 OPEN_STATUSES: Final = ("running", "interrupted", "unreadable")
 """Statuses that are this index's own; every other is the one SessionEnded states."""
+
+Rows = list[tuple[Any, ...]]
+"""As SQLite returns them, before they are named."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -133,10 +136,8 @@ class Store:
 
     def refresh(self) -> None:
         """Bring the index up to date: new, changed, still open and removed sessions."""
-        known = {
-            id_: (status, size)
-            for id_, status, size in self._database.execute("SELECT id, status, ledger_bytes FROM sessions")
-        }
+        rows = self._query("SELECT id, status, ledger_bytes FROM sessions")
+        known = {id_: (status, size) for id_, status, size in rows}
         changed = []
         for directory in session_directories(self._state):
             size = _ledger_bytes(directory)
@@ -160,12 +161,22 @@ class Store:
         self, *, limit: int | None = None, status: str | None = None, since: datetime | None = None
     ) -> list[SessionRow]:
         """Return sessions, newest first; ``since`` is a time of start. Call ``refresh`` for the present."""
-        rows = self._database.execute(
+        rows = self._query(
             "SELECT * FROM sessions WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR started_at >= ?2) "
             "ORDER BY id DESC LIMIT ?3",
-            (status, _stamp(since) if since else None, -1 if limit is None else limit),
+            status,
+            _stamp(since) if since else None,
+            -1 if limit is None else limit,
         )
         return [_row(*columns) for columns in rows]
+
+    def _query(self, statement: str, *values: object) -> Rows:
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as exc:
+            raise StateError(
+                f"cannot read the session index: {exc}; remove {self._state / INDEX_NAME}, it is made again"
+            ) from exc
 
     def _put(self, row: SessionRow, size: int) -> None:
         self._database.execute(

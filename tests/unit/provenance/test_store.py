@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import select
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -152,6 +156,22 @@ def _refresh(state: Path) -> int:
         return len(store.list())
 
 
+def test_an_index_is_opened_by_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sandbox.provenance.store import Store; print('ready');"
+        "Store.open(Path(sys.argv[1]), is_alive=bool); print('opened')"
+    )
+    with (tmp_path / "index.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with subprocess.Popen([sys.executable, "-uc", code, tmp_path], stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"ready\n"
+            # A slow machine can only make this pass, never fail.
+            assert select.select([other.stdout], [], [], 0.3)[0] == []
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert other.stdout.readline() == b"opened\n"
+
+
 def test_several_processes_may_use_the_index_at_once(tmp_path: Path) -> None:
     for second in range(10):
         record_session(tmp_path, f"20261122-12341{second}-aaaaaa")
@@ -168,3 +188,13 @@ def test_a_state_directory_that_cannot_hold_an_index_is_named(tmp_path: Path) ->
     (tmp_path / "index.sqlite").mkdir()
     with pytest.raises(StateError, match="cannot open index"):
         Store.open(tmp_path, is_alive=lambda owner: False)
+
+
+def test_an_index_that_fails_later_is_one_error_with_its_remedy(tmp_path: Path, store: Store) -> None:
+    with sqlite3.connect(tmp_path / "index.sqlite") as database:
+        database.execute("DROP TABLE sessions")
+    for use in (store.list, store.refresh):
+        with pytest.raises(StateError, match=r"no such table.*remove .*index\.sqlite"):
+            use()
+    with pytest.raises(StateError, match="no such table"):
+        store.add(record_session(tmp_path))
