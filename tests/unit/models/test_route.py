@@ -20,6 +20,7 @@ from sandbox.events import (
     ModelCall,
     ModelCallFailed,
     ModelFallback,
+    SessionStarted,
 )
 from sandbox.events import ModelReply as ReplyEvent
 from sandbox.models.anthropic import AnthropicProvider
@@ -28,6 +29,7 @@ from sandbox.models.prices import PriceTable
 from sandbox.models.provider import AssistantTurn, ModelRequest, Provider, ProviderError, UserTurn
 from sandbox.models.route import OUTPUT_FLOOR_TOKENS, ContextExceeded, RetryPolicy, Route
 from sandbox.policy.model import PriceEntry
+from sandbox.provenance.order import Order
 from tests.unit.models import wire_anthropic, wire_ollama
 from tests.unit.models.requests import request
 from tests.unit.models.scripted import ScriptedProvider, overloaded, reply
@@ -98,6 +100,7 @@ async def test_the_worst_case_is_reserved_and_recorded_before_the_call() -> None
     (call,), (answer,) = bench.of(ModelCall), bench.of(ReplyEvent)
     assert (call.call_id, call.attempt, call.model) == ("call_1", 1, "paid:m")
     assert (call.input_tokens_bound, call.max_tokens) == (1_000, 1_000)
+    assert call.reservation == reserved.reservation == settled.reservation
     assert (answer.call_id, answer.input_tokens, answer.output_tokens) == ("call_1", 100, 50)
     assert (answer.usage_reported, answer.text_excerpt) == (True, "ok")
 
@@ -332,6 +335,31 @@ async def test_a_model_without_a_price_is_refused_before_the_session_starts() ->
         Bench(ScriptedProvider("unknown:m", [reply()]))
     with pytest.raises(ModelUnavailable, match="prices:"):
         Bench(ScriptedProvider("paid:m", [reply()]), ScriptedProvider("unknown:m", [reply()]))
+
+
+async def test_the_ledgers_order_rules_hold_through_retries_fallback_and_the_end() -> None:
+    primary = [reply(), overloaded(may_be_billed=True), overloaded(), reply(has_usage=False), overloaded()]
+    bench = Bench(
+        ScriptedProvider("paid:m", primary),
+        ScriptedProvider(FALLBACK, [overloaded(), reply(300_000, 300_000)]),
+        retry=RetryPolicy(max_attempts=3),
+    )
+    with pytest.raises(BudgetExhausted):
+        for _ in range(10):
+            await bench.ask()
+    assert set(bench.names()) == {
+        "BudgetReserved",
+        "BudgetSettled",
+        "BreakerTripped",
+        "ModelCall",
+        "ModelCallFailed",
+        "ModelFallback",
+        "ModelReply",
+    }
+    order = Order()
+    assert order.check(SessionStarted.model_construct()) is None
+    assert [order.check(event) for event in bench.events] == [None] * len(bench.events)
+    assert fold(bench.events) == bench.meter.spent()
 
 
 outcomes = st.one_of(
