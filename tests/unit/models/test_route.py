@@ -26,13 +26,21 @@ from sandbox.events import ModelReply as ReplyEvent
 from sandbox.models.anthropic import AnthropicProvider
 from sandbox.models.ollama import OllamaProvider
 from sandbox.models.prices import PriceTable
-from sandbox.models.provider import AssistantTurn, ModelRequest, Provider, ProviderError, UserTurn
+from sandbox.models.provider import (
+    AssistantTurn,
+    ModelReply,
+    ModelRequest,
+    Provider,
+    ProviderError,
+    Usage,
+    UserTurn,
+)
 from sandbox.models.route import OUTPUT_FLOOR_TOKENS, ContextExceeded, RetryPolicy, Route
 from sandbox.policy.model import PriceEntry
 from sandbox.provenance.order import Order
 from tests.unit.models import wire_anthropic, wire_ollama
 from tests.unit.models.requests import request
-from tests.unit.models.scripted import ScriptedProvider, overloaded, reply
+from tests.unit.models.scripted import Outcome, ScriptedProvider, overloaded, reply
 from tests.unit.models.wire import WireServer
 
 USD = 1_000_000_000
@@ -233,6 +241,16 @@ async def test_a_reply_without_usage_keeps_the_whole_reservation() -> None:
     assert (answer.usage_reported, answer.input_tokens, answer.output_tokens) == (False, 0, 0)
 
 
+async def test_cached_input_is_charged_at_its_own_rates_and_reported() -> None:
+    cached = ModelReply("claude", "id", "ok", (), "end", Usage(6_100, 5_000, 1_000, 20))
+    bench = Bench(ScriptedProvider("anthropic:claude-sonnet-4-6", [cached], bound=7_000))
+    await bench.ask()
+    (answer,) = bench.of(ReplyEvent)
+    assert (answer.input_tokens, answer.cached_input_tokens) == (6_100, 5_000)
+    nano = 100 * 3_000 + 5_000 * 300 + 1_000 * 3_750 + 20 * 15_000
+    assert bench.of(BudgetSettled)[0].amounts == {"usd_nano": nano, "tokens": 6_120}
+
+
 async def test_a_provider_that_reports_more_than_was_reserved_is_charged_truthfully() -> None:
     bench = Bench(ScriptedProvider("paid:m", [reply(5_000, 9_000)]), limits={"tokens": 2_500})
     await bench.ask()
@@ -338,7 +356,13 @@ async def test_a_model_without_a_price_is_refused_before_the_session_starts() ->
 
 
 async def test_the_ledgers_order_rules_hold_through_retries_fallback_and_the_end() -> None:
-    primary = [reply(), overloaded(may_be_billed=True), overloaded(), reply(has_usage=False), overloaded()]
+    primary: list[Outcome] = [
+        reply(),
+        overloaded(may_be_billed=True),
+        overloaded(),
+        reply(has_usage=False),
+        overloaded(),
+    ]
     bench = Bench(
         ScriptedProvider("paid:m", primary),
         ScriptedProvider(FALLBACK, [overloaded(), reply(300_000, 300_000)]),
