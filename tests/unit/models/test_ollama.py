@@ -318,3 +318,12 @@ async def test_cancelling_closes_the_connection(server: WireServer, provider: Ol
 async def test_the_input_bound_never_exceeds_the_window(provider: OllamaProvider) -> None:
     assert provider.input_bound(request(UserTurn("x" * 100_000))) == 8_000
     assert provider.input_bound(request()) < 8_000
+
+
+async def test_the_connection_is_closed_after_the_last_line_even_if_the_server_is_not(
+    server: WireServer, provider: OllamaProvider
+) -> None:
+    server.answers.append(wire.reply("done", is_held=True))
+    assert (await ask(provider)).text == "done"
+    async with asyncio.timeout(10):
+        await server.hung_up.wait()

@@ -20,17 +20,27 @@ from sandbox.events import (
     ModelCall,
     ModelCallFailed,
     ModelFallback,
+    SessionStarted,
 )
 from sandbox.events import ModelReply as ReplyEvent
 from sandbox.models.anthropic import AnthropicProvider
 from sandbox.models.ollama import OllamaProvider
 from sandbox.models.prices import PriceTable
-from sandbox.models.provider import AssistantTurn, ModelRequest, Provider, ProviderError, UserTurn
+from sandbox.models.provider import (
+    AssistantTurn,
+    ModelReply,
+    ModelRequest,
+    Provider,
+    ProviderError,
+    Usage,
+    UserTurn,
+)
 from sandbox.models.route import OUTPUT_FLOOR_TOKENS, ContextExceeded, RetryPolicy, Route
 from sandbox.policy.model import PriceEntry
+from sandbox.provenance.order import Order
 from tests.unit.models import wire_anthropic, wire_ollama
 from tests.unit.models.requests import request
-from tests.unit.models.scripted import ScriptedProvider, overloaded, reply
+from tests.unit.models.scripted import Outcome, ScriptedProvider, overloaded, reply
 from tests.unit.models.wire import WireServer
 
 USD = 1_000_000_000
@@ -98,6 +108,7 @@ async def test_the_worst_case_is_reserved_and_recorded_before_the_call() -> None
     (call,), (answer,) = bench.of(ModelCall), bench.of(ReplyEvent)
     assert (call.call_id, call.attempt, call.model) == ("call_1", 1, "paid:m")
     assert (call.input_tokens_bound, call.max_tokens) == (1_000, 1_000)
+    assert call.reservation == reserved.reservation == settled.reservation
     assert (answer.call_id, answer.input_tokens, answer.output_tokens) == ("call_1", 100, 50)
     assert (answer.usage_reported, answer.text_excerpt) == (True, "ok")
 
@@ -230,6 +241,16 @@ async def test_a_reply_without_usage_keeps_the_whole_reservation() -> None:
     assert (answer.usage_reported, answer.input_tokens, answer.output_tokens) == (False, 0, 0)
 
 
+async def test_cached_input_is_charged_at_its_own_rates_and_reported() -> None:
+    cached = ModelReply("claude", "id", "ok", (), "end", Usage(6_100, 5_000, 1_000, 20))
+    bench = Bench(ScriptedProvider("anthropic:claude-sonnet-4-6", [cached], bound=7_000))
+    await bench.ask()
+    (answer,) = bench.of(ReplyEvent)
+    assert (answer.input_tokens, answer.cached_input_tokens) == (6_100, 5_000)
+    nano = 100 * 3_000 + 5_000 * 300 + 1_000 * 3_750 + 20 * 15_000
+    assert bench.of(BudgetSettled)[0].amounts == {"usd_nano": nano, "tokens": 6_120}
+
+
 async def test_a_provider_that_reports_more_than_was_reserved_is_charged_truthfully() -> None:
     bench = Bench(ScriptedProvider("paid:m", [reply(5_000, 9_000)]), limits={"tokens": 2_500})
     await bench.ask()
@@ -332,6 +353,37 @@ async def test_a_model_without_a_price_is_refused_before_the_session_starts() ->
         Bench(ScriptedProvider("unknown:m", [reply()]))
     with pytest.raises(ModelUnavailable, match="prices:"):
         Bench(ScriptedProvider("paid:m", [reply()]), ScriptedProvider("unknown:m", [reply()]))
+
+
+async def test_the_ledgers_order_rules_hold_through_retries_fallback_and_the_end() -> None:
+    primary: list[Outcome] = [
+        reply(),
+        overloaded(may_be_billed=True),
+        overloaded(),
+        reply(has_usage=False),
+        overloaded(),
+    ]
+    bench = Bench(
+        ScriptedProvider("paid:m", primary),
+        ScriptedProvider(FALLBACK, [overloaded(), reply(300_000, 300_000)]),
+        retry=RetryPolicy(max_attempts=3),
+    )
+    with pytest.raises(BudgetExhausted):
+        for _ in range(10):
+            await bench.ask()
+    assert set(bench.names()) == {
+        "BudgetReserved",
+        "BudgetSettled",
+        "BreakerTripped",
+        "ModelCall",
+        "ModelCallFailed",
+        "ModelFallback",
+        "ModelReply",
+    }
+    order = Order()
+    assert order.check(SessionStarted.model_construct()) is None
+    assert [order.check(event) for event in bench.events] == [None] * len(bench.events)
+    assert fold(bench.events) == bench.meter.spent()
 
 
 outcomes = st.one_of(
