@@ -78,7 +78,7 @@ def _came_of(action: ActionReport) -> str:
     if action.exit_code is not None:
         return f"exit {action.exit_code}" + (f": {last}" if action.exit_code and last else "")
     if action.ok is None:
-        return "not carried out"
+        return "interrupted"
     if action.tool in {"read", "list", "search"} and action.ok:
         return f"{action.output_bytes} bytes"
     return last
