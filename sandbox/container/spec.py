@@ -145,6 +145,8 @@ class Image:
     """Absolute, symlinks resolved: each is covered by the refusal program."""
     refusal_binary: str
     """Host path of the program that says why and exits 126."""
+    shell: str = "/bin/sh"
+    """What runs command lines: bash where the image has it, since the policy reads them as bash does."""
 
 
 def compile_spec(

@@ -1,0 +1,327 @@
+"""Prepare the workspace of one session as a filtered overlay, and take it away again. D4
+
+In the session's directory:
+
+- ``mask``: a whiteout for every hidden path, beneath copies of the directories that lead there;
+- ``lower``: the user's directory: a symlink to it, or (controller is root) an id-mapped mount of it.
+  Either way a plain name: overlay options cannot carry a path with ``:``, ``,`` or a newline;
+- ``upper`` and ``work``: what the session changes; ``base.tree``: what it started from.
+
+The engine mounts it (``OverlayVolume``). The user's directory is never written to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.container.beneath import opened, opened_root, remove_beneath
+from sandbox.container.idmap import Exchange, mount_exchanged
+from sandbox.container.mounts import find_filesystem, unmount_beneath
+from sandbox.container.spec import OverlayVolume
+from sandbox.container.survey import Identity, Survey, survey_workspace
+from sandbox.container.upperfs import check_upper_filesystem
+from sandbox.digest import blake3_hex
+from sandbox.errors import StateError, WorkspaceError
+from sandbox.policy.paths import DenyPatterns
+
+SANDBOX_UID = 10001
+"""Uid and gid inside when the controller is root; no account needs to exist for it."""
+
+MANIFEST = "base.tree"
+UPPER = "upper"
+PATCH_REPOSITORY = "patch.git"
+"""Where the patch is made, for moments only; named here so that a killed controller's is removed."""
+
+# Overlayfs refuses lower layers that compare names in their own way.
+_NEVER_LOWER = frozenset(("vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus"))
+
+_OPTIONS_MAX = 3500
+"""Bytes all paths of the mount may take: the kernel reads one page of options."""
+
+
+@dataclass(frozen=True)
+class PreparedWorkspace:
+    """A workspace that the engine can mount."""
+
+    session_directory: Path
+    volume: OverlayVolume
+    uid: int
+    """Whom processes inside must run as; never 0."""
+    gid: int
+    base_tree_blake3: str
+    """Digest of the visible tree: paths, modes, sizes, times, link targets; not content."""
+    hidden: int
+    """Hidden paths; a hidden directory counts once."""
+    files: int
+    """Visible files and symlinks."""
+    warnings: tuple[str, ...]
+    """What works differently inside, one line each; empty when nothing does."""
+
+
+def prepare_workspace(
+    workspace: Path, patterns: DenyPatterns, session_directory: Path, *, uid: int | None = None
+) -> PreparedWorkspace:
+    """Build everything the overlay needs in ``session_directory``, which is created (0700) if missing.
+
+    ``uid`` is the user inside: missing means 10001 for a root controller and the caller's own
+    otherwise, who can have no other. Raises WorkspaceError or StateError with one line to act on;
+    nothing is left behind then. Release it with ``release_workspace``.
+    """
+    source, identity = _check_places(workspace, session_directory, uid)
+    found = survey_workspace(source, patterns, identity)
+    _create_private(session_directory)
+    taken = [name for name in (_MARKER, _LOWER, *_OWNED) if os.path.lexists(session_directory / name)]
+    if taken:
+        raise StateError(
+            f"cannot prepare a workspace in {session_directory}: {taken[0]} is there already; "
+            "use a new session, or remove this one with agent-runner gc"
+        )
+    try:
+        return _build(source, found, identity, session_directory)
+    except OSError as exc:
+        release_workspace(session_directory)
+        raise StateError(
+            f"cannot prepare the workspace in {session_directory}: {exc.strerror} at {exc.filename!r}; "
+            "free space there or set AGENT_RUNNER_STATE"
+        ) from exc
+    except BaseException:
+        release_workspace(session_directory)
+        raise
+
+
+def check_workspace(
+    workspace: Path,
+    session_directory: Path,
+    patterns: DenyPatterns | None = None,
+    *,
+    uid: int | None = None,
+) -> tuple[str, ...]:
+    """Refuse what ``prepare_workspace`` would refuse, and return its warnings; leaves nothing behind."""
+    source, identity = _check_places(workspace, session_directory, uid)
+    return tuple(survey_workspace(source, patterns or DenyPatterns(()), identity).warnings)
+
+
+def describe_workspace(workspace: Path, session_directory: Path) -> tuple[OverlayVolume, int, int]:
+    """Return the volume, uid and gid that ``prepare_workspace`` would give; makes nothing."""
+    _, identity = _check_places(workspace, session_directory, None)
+    return _volume(session_directory.resolve()), identity.uid, identity.gid
+
+
+def release_workspace(session_directory: Path) -> None:
+    """Unmount and remove all that ``prepare_workspace`` and the overlay left; idempotent.
+
+    Export the patch first: the upper layer goes too. Needs nothing but the path, so the reaper can
+    clean up after a killed controller. The user's files are beneath a mount or behind a symlink here:
+    a directory without our marker is left alone, every mount beneath it is gone before anything is
+    removed, ``lower`` itself is never descended into, and no removal enters a mount or follows a
+    link. Raises WorkspaceError when something stays; calling again goes on from there.
+    """
+    try:
+        with opened_root(session_directory) as directory:
+            if not _is_marked(directory):
+                return
+            unmount_beneath(os.readlink(b"/proc/self/fd/%d" % directory))
+            _remove_lower(directory, session_directory)
+            for name in _OWNED:
+                remove_beneath(directory, os.fsencode(name))
+            os.unlink(_MARKER, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise WorkspaceError(
+            f"cannot release the workspace in {session_directory}: {exc.strerror}; remove it as its owner"
+        ) from exc
+
+
+_MASK, _LOWER, _WORK = "mask", "lower", "work"
+_OWNED = (_MASK, UPPER, _WORK, MANIFEST, PATCH_REPOSITORY)
+"""What is removed with all it holds; ``lower`` is not among them."""
+_MARKER = ".agent-runner-workspace"
+"""Made first and removed last: what stands beside it under the names above is ours."""
+
+
+def _check_places(workspace: Path, session_directory: Path, uid: int | None) -> tuple[bytes, Identity]:
+    """Check everything but the tree itself; return the resolved workspace and who works in it."""
+    try:
+        source = workspace.resolve(strict=True)
+        with opened_root(source) as directory:
+            root = os.fstat(directory)
+            filesystem = find_filesystem(directory)
+    except FileNotFoundError as exc:
+        raise WorkspaceError(f"cannot use workspace {workspace}: it does not exist; create it") from exc
+    except NotADirectoryError as exc:
+        raise WorkspaceError(f"cannot use workspace {workspace}: it is not a directory; name one") from exc
+    except (OSError, RuntimeError) as exc:
+        raise WorkspaceError(f"cannot use workspace {workspace}: {exc}; make it readable") from exc
+    if filesystem in _NEVER_LOWER:
+        raise WorkspaceError(
+            f"cannot use workspace {workspace}: {filesystem} cannot be a layer of an overlay; "
+            "copy it to a local Linux filesystem"
+        )
+    session = session_directory.resolve()
+    if session.is_relative_to(source):
+        raise WorkspaceError(
+            f"cannot use workspace {workspace}: the state directory {session} lies in it; "
+            "choose a directory below, or set AGENT_RUNNER_STATE elsewhere"
+        )
+    if source.is_relative_to(session) or source.is_relative_to(session.parent):
+        raise WorkspaceError(
+            f"cannot use workspace {workspace}: it lies in the state directory {session.parent}; name another"
+        )
+    _check_session_path(session)
+    check_upper_filesystem(session)
+    return os.fsencode(source), _choose_identity(workspace, root, uid)
+
+
+def _check_session_path(session: Path) -> None:
+    text = os.fsencode(session)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", session.name):
+        raise StateError(
+            f"cannot name a volume after session {session.name!r}: use letters, digits, '_', '.' and '-'"
+        )
+    if re.search(rb"[:,\\\"'\x00-\x20\x7f-\xff]", text) or 4 * len(text) > _OPTIONS_MAX:
+        raise StateError(
+            f"cannot keep sessions in {str(session.parent)!r}: mount options cannot carry that path "
+            "(blanks, ':', ',', quotes, backslashes, other than ASCII, or too long); set AGENT_RUNNER_STATE"
+        )
+
+
+def _choose_identity(workspace: Path, root: os.stat_result, uid: int | None) -> Identity:
+    caller = os.geteuid()
+    if uid == 0:
+        raise WorkspaceError("cannot run as uid 0 inside the sandbox: choose any other uid")
+    if caller == 0:
+        inside = SANDBOX_UID if uid is None else uid
+        return Identity(inside, inside, Exchange(root.st_uid, inside), Exchange(root.st_gid, inside))
+    if uid not in (None, caller):
+        raise WorkspaceError(
+            f"cannot run as uid {uid} in workspace {workspace}: without root the sandbox's user is the "
+            f"caller's, {caller}; leave the uid out"
+        )
+    # The engine gives no supplementary groups, and an ordinary user can change no owner: as it is.
+    gid = os.getegid() or SANDBOX_UID
+    return Identity(caller, gid, Exchange(caller, caller), Exchange(gid, gid))
+
+
+def _create_private(session_directory: Path) -> None:
+    try:
+        session_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise StateError(
+            f"cannot create session directory {session_directory}: {exc.strerror}; set AGENT_RUNNER_STATE"
+        ) from exc
+
+
+def _build(source: bytes, found: Survey, identity: Identity, session_directory: Path) -> PreparedWorkspace:
+    session = session_directory.resolve()
+    (session / _MARKER).touch(mode=0o600, exist_ok=False)
+    _make_mask(session / _MASK, found, identity)
+    (session / UPPER).mkdir()
+    (session / _WORK).mkdir(mode=0o700)
+    # The root of the overlay looks like the root of the upper layer.
+    _look_like(session / UPPER, found.root, identity)
+    _make_lower(source, found.root, identity, session / _LOWER)
+    (session / MANIFEST).write_bytes(found.manifest)
+    warnings = list(found.warnings)
+    if not _may_write(found.root, identity):
+        warnings.append("the sandbox's user may not write at the top of the workspace")
+    return PreparedWorkspace(
+        session_directory=session,
+        volume=_volume(session),
+        uid=identity.uid,
+        gid=identity.gid,
+        base_tree_blake3=blake3_hex(found.manifest),
+        hidden=len(found.hidden),
+        files=found.files,
+        warnings=tuple(warnings),
+    )
+
+
+def _volume(session: Path) -> OverlayVolume:
+    return OverlayVolume(
+        name=f"agent-runner-{session.name}",
+        lower=(str(session / _MASK), str(session / _LOWER)),
+        upper=str(session / UPPER),
+        work=str(session / _WORK),
+        # userxattr keeps overlayfs's marks where an ordinary user can read them when the patch is
+        # made, and switches redirects and metadata-only copies off: every change is in plain sight.
+        flags=("userxattr", "nosuid", "nodev"),
+    )
+
+
+def _make_mask(mask: Path, found: Survey, identity: Identity) -> None:
+    """Lay whiteouts. A directory that is in several layers looks like the topmost: copy its looks."""
+    root = os.fsencode(mask)
+    mask.mkdir()
+    parents = sorted(found.leading)
+    for path in parents:
+        if path:
+            os.mkdir(root + b"/" + path, 0o700)
+    for path in found.hidden:
+        os.mknod(root + b"/" + path, stat.S_IFCHR, 0)
+    for path in reversed(parents):
+        if path:
+            _look_like(root + b"/" + path, found.leading[path], identity)
+    _look_like(mask, found.root, identity)
+
+
+def _look_like(path: bytes | Path, entry: os.stat_result, identity: Identity) -> None:
+    """Give a directory of ours the owner, mode and times another appears with inside."""
+    if os.geteuid() == 0:
+        os.chown(path, identity.users.seen(entry.st_uid), identity.groups.seen(entry.st_gid))
+    os.chmod(path, stat.S_IMODE(entry.st_mode))
+    os.utime(path, ns=(entry.st_atime_ns, entry.st_mtime_ns))
+
+
+def _make_lower(source: bytes, root: os.stat_result, identity: Identity, lower: Path) -> None:
+    is_exchanged = any(ids.first != ids.second for ids in (identity.users, identity.groups))
+    if not is_exchanged:
+        os.symlink(source, lower)
+        return
+    lower.mkdir(mode=0o700)
+    with opened_root(source) as directory:
+        mount_exchanged(directory, lower, identity.users, identity.groups)
+    seen = lower.stat()
+    if (seen.st_ino, seen.st_uid, seen.st_gid) != (root.st_ino, identity.uid, identity.gid):
+        raise WorkspaceError(
+            f"cannot show {os.fsdecode(source)} to the sandbox's user: the mount at {lower} is not what "
+            "was asked for; is another program mounting there?"
+        )
+
+
+def _may_write(root: os.stat_result, identity: Identity) -> bool:
+    if identity.users.seen(root.st_uid) == identity.uid:
+        return bool(root.st_mode & 0o200)
+    if identity.groups.seen(root.st_gid) == identity.gid:
+        return bool(root.st_mode & 0o020)
+    return bool(root.st_mode & 0o002)
+
+
+def _is_marked(directory: int) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(_MARKER, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove_lower(directory: int, session_directory: Path) -> None:
+    """Remove the name ``lower`` only: a symlink, or a mount point that is empty once unmounted."""
+    try:
+        entry = os.stat(_LOWER, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(entry.st_mode):
+        os.unlink(_LOWER, dir_fd=directory)
+        return
+    # open_beneath refuses a mount point; rmdir refuses what is not empty. Both must agree.
+    with opened(os.fsencode(_LOWER), os.O_DIRECTORY | os.O_RDONLY, directory=directory) as lower:
+        if os.listdir(lower):
+            raise WorkspaceError(
+                f"refusing to remove {session_directory / _LOWER}: it is not empty after unmounting; "
+                "look at it, and remove it by hand"
+            )
+    os.rmdir(_LOWER, dir_fd=directory)
