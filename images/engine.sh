@@ -5,8 +5,10 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 wait_seconds=${ENGINE_WAIT_SECONDS:-60}
 log=${ENGINE_LOG:-/var/log/agent-runner-dockerd.log}
+pid_file=${ENGINE_PID_FILE:-/var/run/docker.pid}
 
 answers() { timeout 20 docker info >/dev/null 2>&1; }
+is_starting() { [ -f "$pid_file" ] && grep -qs dockerd "/proc/$(cat "$pid_file")/comm"; }
 
 if command -v docker >/dev/null && answers; then
     exit 0
@@ -38,7 +40,8 @@ wait_for_engine() {
         if [ "$waited" -ge "$wait_seconds" ]; then
             return 1
         fi
-        if [ -n "${engine_pid:-}" ] && ! kill -0 "$engine_pid" 2>/dev/null; then
+        # Ours may have given way to one that the package's init script started a moment before.
+        if [ -n "${engine_pid:-}" ] && ! kill -0 "$engine_pid" 2>/dev/null && ! is_starting; then
             return 1
         fi
         sleep 1
@@ -52,13 +55,11 @@ elif [ -d /run/systemd/system ] && systemctl cat docker.service >/dev/null 2>&1;
     systemctl start docker || true
     wait_for_engine || { echo "cannot start the Docker engine: docker.service does not answer; see journalctl -u docker" >&2; exit 1; }
 else
-    # A pid file of an engine that was killed stops the next one from starting.
-    pid_file=/var/run/docker.pid
-    if [ -f "$pid_file" ] && ! grep -qs dockerd "/proc/$(cat "$pid_file")/comm"; then
-        rm -f "$pid_file"
+    if ! is_starting; then
+        rm -f "$pid_file" # of an engine that was killed: it would stop the next one from starting
+        setsid dockerd >"$log" 2>&1 </dev/null &
+        engine_pid=$!
     fi
-    setsid dockerd >"$log" 2>&1 </dev/null &
-    engine_pid=$!
     wait_for_engine || { tail -n 5 "$log" >&2; echo "cannot start the Docker engine: dockerd does not answer after ${wait_seconds}s; see $log" >&2; exit 1; }
 fi
 echo "engine   Docker $(docker version --format '{{.Server.Version}}') started"

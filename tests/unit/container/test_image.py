@@ -230,8 +230,9 @@ async def test_an_absent_image_names_the_way_to_get_it() -> None:
         await find_image(runtime, "other/image:1")
 
 
-async def test_an_image_is_not_read_when_nothing_is_blocked(tmp_path: Path) -> None:
-    runtime, source = FakeRuntime({"x": ID}), Source(Tree().file("usr/bin/curl", b"1"))
+async def test_a_prepared_image_names_what_to_cover_and_its_shell(tmp_path: Path) -> None:
+    tree = Tree().file("usr/bin/curl", b"1").file("bin/sh", b"2").file("usr/bin/bash", b"3")
+    runtime, source = FakeRuntime({"x": ID}), Source(tree)
 
     async def prepare(*blocked: str) -> tuple[str, ...]:
         image = await prepare_image(
@@ -245,8 +246,10 @@ async def test_an_image_is_not_read_when_nothing_is_blocked(tmp_path: Path) -> N
             owner="me",
         )
         assert (image.image_id, image.refusal_binary) == (ID, "/refused")
-        return image.blocked_paths
+        return (image.shell, *image.blocked_paths)
 
-    assert await prepare() == ()
-    assert source.reads == 0
-    assert await prepare("curl") == ("/usr/bin/curl",)
+    assert await prepare() == ("/usr/bin/bash",)
+    assert await prepare("curl") == ("/usr/bin/bash", "/usr/bin/curl")
+    assert await prepare("bash") == ("/bin/sh", "/usr/bin/bash")
+    with pytest.raises(ImageError, match="no shell that is not blocked"):
+        await prepare("bash", "sh")
