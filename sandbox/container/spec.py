@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -211,7 +212,7 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
     covered = (WORKSPACE, *(mount.target for mount in tmpfs))
     refusals = []
     for path in sorted(image.blocked_paths):
-        if not path.startswith("/") or posixpath.normpath(path) != path:
+        if not re.match("/[^/]", path) or posixpath.normpath(path) != path:
             raise PolicyError(
                 f"cannot block {path!r}: not an absolute path in normal form; index the image again"
             )

@@ -23,7 +23,8 @@ import pytest
 
 from sandbox.container.docker import DockerRuntime
 from sandbox.container.image import blocked_paths, find_image, index_image
-from sandbox.container.reaper import claim_session, current_owner, reap
+from sandbox.container.reaper import ReapReport, claim_session, current_owner, reap
+from sandbox.container.runtime import Owned
 from sandbox.container.spec import ContainerSpec
 from sandbox.errors import EngineError
 from sandbox.policy.model import MIB, Limits, Policy, ShellPolicy
@@ -554,6 +555,15 @@ asyncio.run(main())
 """
 
 
+class OwnRuntime(DockerRuntime):
+    """Sees only what the processes of this test own: others may be testing on the same engine."""
+
+    pids: tuple[int, ...] = ()
+
+    async def owned(self) -> list[Owned]:
+        return [one for one in await super().owned() if one.owner.split(":")[2] in map(str, self.pids)]
+
+
 def release(directory: Path) -> None:
     for name in ("mask", "upper", "work"):
         shutil.rmtree(directory / name, ignore_errors=True)
@@ -572,15 +582,16 @@ async def test_what_a_killed_controller_left_is_removed_and_what_lives_is_not(
     try:
         assert controller.stdout
         container, volume = controller.stdout.readline().split()
-        before = await reap(runtime, tmp_path, release)
+        own = OwnRuntime()
+        own.pids = (os.getpid(), controller.pid)
+        before = await reap(own, tmp_path, release)
         assert container not in before.containers
         assert (await runtime.state(container)).is_running
 
         controller.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, controller.pid, os.WEXITED | os.WNOWAIT)  # a corpse, not yet collected
-        report = await reap(runtime, tmp_path, release)
-        assert container in report.containers
-        assert volume in report.volumes
+        report = await reap(own, tmp_path, release)
+        assert (report.containers, report.volumes) == ([container], [volume])
         assert (report.sessions, report.interrupted, report.problems) == (["killed"], ["killed"], [])
         assert volume not in volume_names()
         with pytest.raises(EngineError):
@@ -590,7 +601,8 @@ async def test_what_a_killed_controller_left_is_removed_and_what_lives_is_not(
         assert sorted(path.name for path in killed.iterdir()) == ["interrupted", "ledger.jsonl", "owner"]
         assert (tmp_path / "sessions" / "live" / "upper").is_dir()
         assert not (await runtime.state(live_container)).is_running
-        assert (await reap(runtime, tmp_path, release)).sessions == []
+        assert await reap(own, tmp_path, release) == ReapReport()
+        await own.close()
     finally:
         controller.kill()
         controller.communicate()
