@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import docker
+
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import GuestConfig
 
@@ -71,7 +72,7 @@ async def guest_box(
     **options: Any,
 ) -> AsyncIterator[Box]:
     """Start a container as the product would: no network, no capability, only the workspace writable."""
-    os.makedirs(workspace, exist_ok=True)  # noqa: ASYNC240, PTH103 - a test may block
+    os.makedirs(workspace, exist_ok=True)  # noqa: PTH103 - a test may block
     os.chown(workspace, UID, UID)
     engine = docker.from_env()
     volumes = {

@@ -28,7 +28,8 @@ def of(group: str) -> list[object]:
 def wire(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C codec, instrumented: any read out of bounds ends it."""
     program = tmp_path_factory.mktemp("wire") / "wire"
-    flags = "-std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -g -O1 -fsanitize=address,undefined -fno-sanitize-recover"
+    flags = "-std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -g -O1"
+    flags += " -fsanitize=address,undefined -fno-sanitize-recover"
     sources = [str(HERE / "wire.c"), str(GUEST / "protocol.c")]
     subprocess.run(["gcc", *flags.split(), f"-I{GUEST}", "-o", str(program), *sources], check=True)
     return program
