@@ -428,7 +428,8 @@ async def test_paths_do_not_lead_out_of_the_workspace(tmp_path: Path, options: d
         setup = await sh(
             box.channel,
             "mkdir in && echo inside > in/file && ln -s /etc abs && ln -s ../../etc rel"
-            " && ln -s /etc/passwd final && ln -s /proc/self/root magic && ln -s /tmp out && ln -s in/file near",
+            " && ln -s /etc/passwd final && ln -s /proc/self/root magic"
+            " && ln -s /tmp out && ln -s in/file near",
         )
         assert setup.exit_code == 0, setup
         assert await box.channel.read_file("in/file", 100) == FileContent(b"inside\n", 7)  # the control
@@ -576,6 +577,48 @@ async def test_the_relay_passes_half_closes_and_loses_nothing(tmp_path: Path) ->
         assert (await connect(box, "127.0.0.1", 3128, "x", size)).startswith(b"5000008 b'5000000:xxx")
         answers = await asyncio.gather(*(connect(box, "127.0.0.1", 3128, "y", 1000) for _ in range(20)))
         assert all(answer.startswith(b"1005 b'1000:") for answer in answers)
+
+
+async def test_more_clients_than_the_relay_takes_at_once_are_all_served(tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        await writer.drain()
+        writer.close()
+
+    script = """
+import socket, threading
+served = []
+def ask():
+    s = socket.create_connection(('127.0.0.1', 3128))
+    s.sendall(b'z' * 100000)
+    s.shutdown(socket.SHUT_WR)
+    size = 0
+    while piece := s.recv(65536): size += len(piece)
+    served.append(size)
+threads = [threading.Thread(target=ask) for _ in range(400)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(served), set(served))
+"""
+    async with relay_box(tmp_path, echo, Relay("127.0.0.1", 3128, None)) as box:
+        assert (await python(box.channel, script)).stdout == b"400 {100000}\n"
+
+
+@pytest.mark.parametrize("options", [{}, WITHOUT_LANDLOCK], ids=["landlock", "no-landlock"])
+async def test_the_relay_is_out_of_reach_or_its_death_ends_the_guest(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = GuestConfig(egress_socket="/nowhere", relays=(Relay("127.0.0.1", 3128, None),))
+    kill_relay = (  # the child of PID 1 that is not the shell's parent
+        "for p in /proc/[0-9]*; do [ $(cut -d' ' -f4 $p/stat) = 1 ] && [ ${p#/proc/} != $PPID ]"
+        " && kill -9 ${p#/proc/}; done; sleep 1; echo done"
+    )
+    async with guest_box(tmp_path / "ws", config, **options) as box:
+        if options:
+            with pytest.raises(GuestError, match="the relay ended"):
+                await sh(box.channel, kill_relay)
+        else:
+            assert (await sh(box.channel, kill_relay)).stdout == b"done\n"
 
 
 async def test_a_connect_relay_asks_first_and_fails_fast_when_refused(tmp_path: Path) -> None:
