@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import docker
+
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import GuestConfig
 
@@ -67,10 +68,11 @@ async def guest_box(
     config: GuestConfig | None = None,
     *,
     must_open: bool = True,
+    stream_type: type[AttachedStream] = AttachedStream,
     **options: Any,
 ) -> AsyncIterator[Box]:
-    """Start a container as the product would: no network, nothing writable but the workspace, no capability."""
-    workspace.mkdir(exist_ok=True)
+    """Start a container as the product would: no network, no capability, only the workspace writable."""
+    os.makedirs(workspace, exist_ok=True)  # noqa: PTH103 - a test may block
     os.chown(workspace, UID, UID)
     engine = docker.from_env()
     volumes = {
@@ -97,7 +99,7 @@ async def guest_box(
         sock = attached._sock
         sock.setblocking(False)
         container.start()
-        stream = AttachedStream(sock)
+        stream = stream_type(sock)
         channel = GuestChannel(stream)
         try:
             if must_open:
