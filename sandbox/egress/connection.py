@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sandbox.egress.answers import ESTABLISHED, refusal_answer, status_of, tunnel_refusal
-from sandbox.egress.forward import RequestBody, exchange
+from sandbox.egress.forward import RequestBody, exchange, outgoing_head
 from sandbox.egress.request import (
     RequestHead,
     check_host,
@@ -221,18 +221,20 @@ class Connection:
             return False
         decision = self._decide(attempt, target)
         refusal = _refusal_of(decision) or check_host(head, target, 80) or check_upgrade(head)
-        path: bytes | Refusal = request.path
-        body: RequestBody | None = None
+        outgoing, body = b"", None
         if refusal is None and decision.entry is not None:
             path = judge_request(decision.entry, head.method, request.path)
-            refusal = path if isinstance(path, Refusal) else None
-        if refusal is None:
-            try:
-                body = RequestBody(head, self._client, self._pending)
-            except ValueError as exc:
-                refusal = Refusal("bad_request", str(exc))
+            if isinstance(path, Refusal):
+                refusal = path
+            else:
+                attempt.path = path
+                outgoing = outgoing_head(head, target, path)
+                try:
+                    body = RequestBody(head, outgoing, self._client, self._pending)
+                except ValueError as exc:
+                    refusal = Refusal("bad_request", str(exc))
         upstream = await self._open_upstream(attempt, decision, target, refusal)
-        if upstream is None or body is None or isinstance(path, Refusal):
+        if upstream is None or body is None:
             return False
         reason: str | Refusal = ""
         try:
@@ -240,8 +242,7 @@ class Connection:
                 self._client,
                 upstream,
                 head,
-                target,
-                path,
+                outgoing,
                 body,
                 attempt.traffic,
                 self._around.limits.idle_seconds,
