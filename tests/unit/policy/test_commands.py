@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from sandbox.policy.commands import decide_command
 from sandbox.policy.model import ShellPolicy

@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sandbox.guest.channel import GuestChannel
-from sandbox.provenance.ledger import Ledger
-from sandbox.provenance.verify import verify_ledger
 
 from sandbox.budget import Meter
 from sandbox.errors import GuestError, RecordError, ToolCallsExhausted
 from sandbox.events import ConfirmationGiven, DecisionMade, Event
+from sandbox.guest.channel import GuestChannel
 from sandbox.policy.decide import deny
 from sandbox.policy.model import FilesystemPolicy, Policy, ShellPolicy
+from sandbox.provenance.ledger import Ledger
+from sandbox.provenance.verify import verify_ledger
 from sandbox.session.actions import Action, CreateFile, Operation, ReadFile, RunCommand, Scrutiny, Unavailable
 from sandbox.session.broker import Broker
 from sandbox.session.confirm import AlwaysYes, Answer, Confirmer, NobodyThere, Question
