@@ -18,7 +18,7 @@ from sandbox.guest.messages import GuestConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "images" / "guest" / "build"
-IMAGE = os.environ.get("AGENT_RUNNER_TEST_IMAGE", "agent-runner/scratch:dev")
+IMAGE = os.environ.get("AGENT_RUNNER_TEST_IMAGE", "agent-runner/base:latest")
 UID = 1000
 
 
