@@ -7,7 +7,9 @@ from collections.abc import Callable
 from sandbox.errors import PolicyError
 from sandbox.policy.commands import decide_command
 from sandbox.policy.decide import Decision, allow, deny
+from sandbox.policy.hosts import Refusal, decide_egress, invalid_patterns, parse_authority
 from sandbox.policy.model import NetworkPolicy, Policy, PolicyTest
+from sandbox.policy.paths import DenyPatterns, decide_path
 from sandbox.policy.source import Problem
 
 KNOWN_VERSIONS = ("1", "2")
@@ -26,8 +28,6 @@ def check_policy(policy: Policy, position: Position) -> list[Problem]:
 
 def decide_test(policy: Policy, test: PolicyTest) -> Decision:
     """Return what the policy decides about a test's subject."""
-    from sandbox.policy.paths import decide_path
-
     if test.command is not None:
         return decide_command(policy.shell, test.command).decision
     if test.path is not None:
@@ -42,9 +42,6 @@ def _check_version(policy: Policy, position: Position) -> list[Problem]:
 
 
 def _check_patterns(policy: Policy, position: Position) -> list[Problem]:
-    from sandbox.policy.hosts import invalid_patterns
-    from sandbox.policy.paths import DenyPatterns
-
     problems = []
     for index, pattern in enumerate(policy.filesystem.deny_patterns):
         try:
@@ -95,8 +92,6 @@ def _subject(test: PolicyTest) -> str:
 
 
 def _decide_host(network: NetworkPolicy, host: str) -> Decision:
-    from sandbox.policy.hosts import Refusal, decide_egress, parse_authority
-
     try:
         authority = parse_authority(host.encode("ascii"), default_port=443)
     except UnicodeEncodeError:

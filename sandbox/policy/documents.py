@@ -92,3 +92,11 @@ def policy_file_schema() -> dict[str, Any]:
         **schema,
         "oneOf": [references[(ProfileMap, "validation")], references[(Document, "validation")]],
     }
+
+
+def as_profile_map(policy: Policy) -> dict[str, Any]:
+    """Write a policy as a file of one profile, every default included: loading it gives an equal policy."""
+    data = policy.model_dump(mode="json", exclude_none=True)
+    name = data.pop("name")
+    shared = {key: data.pop(key) for key in ("version", "metadata")}
+    return {**shared, "profiles": {name: data}}

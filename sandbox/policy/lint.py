@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sandbox.policy.model import MIB, HostEntry, Policy
+from sandbox.policy.paths import DenyPatterns
 from sandbox.policy.programs import (
     EQUIVALENTS,
     HARMLESS_BUILTINS,
@@ -155,9 +156,7 @@ def _blocks(policy: Policy) -> Iterator[_Remark]:
             yield (
                 "same-work",
                 f"shell.blocked_commands.{index}",
-                (
-                    f"{name!r} is blocked, but {', '.join(able[:5])} can {work} too; the boundary is {boundary}"
-                ),
+                (f"{name!r} is blocked, but {', '.join(able[:5])} can {work} too; the wall is {boundary}"),
             )
 
 
@@ -185,8 +184,6 @@ def _confirmation(policy: Policy) -> Iterator[_Remark]:
 
 
 def _files(policy: Policy) -> Iterator[_Remark]:
-    from sandbox.policy.paths import DenyPatterns
-
     patterns = policy.filesystem.deny_patterns
     yield from _duplicates("filesystem.deny_patterns", patterns)
     for index, pattern in enumerate(patterns):

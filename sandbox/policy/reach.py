@@ -12,76 +12,101 @@ class ReachChange:
     """What the new policy grants that the old did not, and the other way round."""
 
     added: tuple[str, ...]
+    """New grants, and restrictions that are gone."""
     removed: tuple[str, ...]
+    """Grants that are gone, and new restrictions."""
 
 
 def reach(policy: Policy) -> list[str]:
-    """List what a session under this policy can reach, one grant a sentence, in a stable order."""
-    return [*_network(policy), *_files(policy), *_commands(policy), *_spend(policy), *_limits(policy)]
+    """List what a session under this policy can reach: one sentence a kind, in a stable order."""
+    grouped: dict[str, list[str]] = {}
+    for point in _points(policy):
+        grouped.setdefault(point.kind, []).append(point.item)
+    return [f"{kind}: {', '.join(items)}" for kind, items in grouped.items()]
 
 
 def reach_change(old: Policy, new: Policy) -> ReachChange:
-    """Compare two policies grant by grant."""
-    before, after = reach(old), reach(new)
+    """Compare two policies point by point; losing a restriction counts as reach that was added."""
+    before, after = _points(old), _points(new)
+    came = [point for point in after if point not in before]
+    went = [point for point in before if point not in after]
     return ReachChange(
-        added=tuple(grant for grant in after if grant not in before),
-        removed=tuple(grant for grant in before if grant not in after),
+        added=(
+            *(f"{point.kind}: {point.item}" for point in came if not point.is_restriction),
+            *(f"no longer {point.kind}: {point.item}" for point in went if point.is_restriction),
+        ),
+        removed=(
+            *(f"{point.kind}: {point.item}" for point in went if not point.is_restriction),
+            *(f"now {point.kind}: {point.item}" for point in came if point.is_restriction),
+        ),
     )
 
 
-def _network(policy: Policy) -> list[str]:
+@dataclass(frozen=True)
+class _Point:
+    kind: str
+    item: str
+    is_restriction: bool = False
+
+
+def _points(policy: Policy) -> list[_Point]:
+    return [*_network(policy), *_files(policy), *_commands(policy), *_spend(policy)]
+
+
+def _network(policy: Policy) -> list[_Point]:
     network = policy.network
-    grants = [_host(entry) for entry in network.allowlist]
-    grants += [
-        f"network: the hosts this machine's {client} is configured for" for client in network.package_indexes
+    points = [_Point("network may reach", _host(entry)) for entry in network.allowlist]
+    points += [
+        _Point("network may reach the hosts configured for", client) for client in network.package_indexes
     ]
-    grants += [f"network: never {pattern}" for pattern in network.denylist]
-    grants += [f"network: a credential is put on requests to {item.host}" for item in network.inject]
-    if not grants:
-        return ["network: no destination"]
-    return [*grants, "network: TLS only" if network.enforce_tls else "network: plain HTTP too"]
+    if not points:
+        return [_Point("network may reach", "nothing", is_restriction=True)]
+    points += [_Point("network never reaches", pattern, is_restriction=True) for pattern in network.denylist]
+    points += [_Point("credentials are put on requests to", item.host) for item in network.inject]
+    if not network.enforce_tls:
+        points.append(_Point("network speaks", "plain HTTP too"))
+    return points
 
 
 def _host(entry: HostEntry) -> str:
-    depth = ""
-    if entry.host.startswith("**."):
-        depth = " (names of any depth)"
-    elif entry.host.startswith("*."):
-        depth = " (one more label)"
-    limited = ", only its listed requests" if entry.rules else ""
-    return f"network: {entry.host}{depth} on port {', '.join(map(str, entry.ports))}{limited}"
+    ports = "" if entry.ports == (443,) else f" (port {' '.join(map(str, entry.ports))})"
+    return entry.host + ports + (" (listed requests only)" if entry.rules else "")
 
 
-def _files(policy: Policy) -> list[str]:
-    hidden = [f"files: {pattern} does not exist" for pattern in policy.filesystem.deny_patterns]
-    everything = "files: read and change the workspace (changes become a patch)"
-    built = ["files: programs in the workspace can be executed"] if policy.shell.workspace_exec else []
-    return [everything, *hidden, *built]
+def _files(policy: Policy) -> list[_Point]:
+    files = policy.filesystem
+    points = [_Point("files", "read and change the workspace; changes become a patch")]
+    points += [_Point("files hidden", pattern, is_restriction=True) for pattern in files.deny_patterns]
+    if policy.shell.workspace_exec:
+        points.append(_Point("files that can be executed", "those of the workspace too"))
+    return points
 
 
-def _commands(policy: Policy) -> list[str]:
+def _commands(policy: Policy) -> list[_Point]:
     shell = policy.shell
-    grants = [f"commands: {name}" for name in shell.allowed_binaries] or ["commands: none"]
+    points = [_Point("commands allowed", name) for name in shell.allowed_binaries]
     if shell.mode == "open":
-        grants.append("commands: allowed programs may start any program of the image that is not blocked")
-    grants += [f"commands: {name} cannot run, in the whole container" for name in shell.blocked_commands]
+        points.append(_Point("programs that allowed ones may start", "any of the image that is not blocked"))
+    points += [
+        _Point("programs that nothing can run", name, is_restriction=True) for name in shell.blocked_commands
+    ]
     if shell.require_confirmation:
-        grants.append("commands: each asks a person first")
-        grants += [f"commands: {pattern!r} runs without asking" for pattern in shell.pre_approved]
-    return grants
+        points.append(_Point("commands ask", "a person first", is_restriction=True))
+        points += [_Point("commands that do not ask", pattern) for pattern in shell.pre_approved]
+    return points
 
 
-def _spend(policy: Policy) -> list[str]:
-    routing = policy.routing
+def _spend(policy: Policy) -> list[_Point]:
+    routing, limits = policy.routing, policy.limits
     dollars = 5.0 if routing.max_budget_usd is None else routing.max_budget_usd
     calls = 200 if routing.max_tool_calls is None else routing.max_tool_calls
-    return [f"spend: up to ${dollars:.2f} on models", f"spend: up to {calls} tool calls"]
-
-
-def _limits(policy: Policy) -> list[str]:
-    limits = policy.limits
     return [
-        f"limits: {limits.memory_bytes / MIB:.0f} MiB memory, {limits.cpus:g} CPUs, {limits.pids} processes",
-        f"limits: {limits.wall_seconds} s a session, {limits.command_seconds} s a command",
-        f"runtime: {policy.runtime}, seccomp profile {policy.seccomp}",
+        _Point("spend", f"up to ${dollars:.2f} on models"),
+        _Point("spend", f"up to {calls} tool calls"),
+        _Point("limits", f"{limits.memory_bytes // MIB} MiB memory"),
+        _Point("limits", f"{limits.cpus:g} CPUs"),
+        _Point("limits", f"{limits.pids} processes"),
+        _Point("limits", f"{limits.wall_seconds} s a session"),
+        _Point("limits", f"{limits.command_seconds} s a command"),
+        _Point("runs under", f"{policy.runtime} with seccomp profile {policy.seccomp}"),
     ]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from sandbox.policy.commands import decide_command
 from sandbox.policy.model import ShellPolicy
 
 SHELL = ShellPolicy(
     allowed_binaries=(
-        "git", "make", "npm", "cargo", "python3", "find", "xargs", "sh", "bash", "ls", "cat", "grep", "tar", "wc",
-        "busybox", "sort", "./gradlew", "ssh", "npx", "nproc", "sed", "head",
+        "git", "make", "npm", "cargo", "python3", "find", "xargs", "sh", "bash", "ls", "cat", "grep", "tar",
+        "wc", "busybox", "sort", "./gradlew", "ssh", "npx", "nproc", "sed", "head",
     ),
     blocked_commands=("rm", "sudo", "curl"),
 )  # fmt: skip
@@ -456,3 +464,235 @@ def test_a_refused_line_names_its_rule(line: str, rule: str) -> None:
 def _rules(shell: ShellPolicy, line: str) -> set[str]:
     answer = decide_command(shell, line)
     return {answer.decision.rule} | {c.decision.rule for c in answer.commands if c.decision.verdict == "deny"}
+
+
+# -- confirmation --------------------------------------------------------------------------------------------
+
+ASKING = SHELL.model_copy(
+    update={"require_confirmation": True, "pre_approved": ("git status", "git log *", "ls; ls")}
+)
+
+
+@pytest.mark.parametrize("line", ["git status", "git log --oneline -5", "git log 'a b'", "ls; ls"])
+def test_a_pre_approved_line_needs_no_confirmation(line: str) -> None:
+    assert decide_command(ASKING, line).decision.rule == "shell.pre_approved"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "git status ",
+        "git status -s",
+        "git log",
+        "git logx y",
+        "git log -5; ls",
+        "git log $(ls)",
+        "git log `ls`",
+        "git log $X",
+        "git log *",
+        "git log > out",
+        "git log <<< x",
+        "git log -5 &",
+        "git log | cat",
+        "git log\nls",
+        "ls;  ls",
+    ],
+)
+def test_any_other_line_asks(line: str) -> None:
+    answer = decide_command(ASKING, line)
+    assert (answer.decision.verdict, answer.decision.rule) == ("confirm", "shell.require_confirmation"), (
+        answer
+    )
+
+
+def test_a_refused_line_is_refused_even_when_it_is_pre_approved() -> None:
+    shell = ASKING.model_copy(update={"pre_approved": ("rm x", "rm *")})
+    assert decide_command(shell, "rm x").decision.verdict == "deny"
+
+
+# -- what the answer tells -----------------------------------------------------------------------------------
+
+
+def test_the_answer_lists_every_command_with_its_wrappers() -> None:
+    commands = decide_command(SHELL, "timeout 5 env A=1 sh -c 'git \"$1\"; ls' _ x | wc").commands
+    shown = [(command.program, command.wrappers) for command in commands]
+    inner = ("timeout", "env", "sh")
+    assert shown == [("sh", ("timeout", "env")), ("git", inner), ("ls", inner), ("wc", ())]
+
+
+def test_words_that_are_only_known_at_run_time_are_none() -> None:
+    (command,) = decide_command(SHELL, 'cat ./a "$x" b*').commands
+    assert command.argv == ("cat", "./a", None, None)
+
+
+def test_a_refusal_says_what_is_allowed_instead() -> None:
+    reason = decide_command(ShellPolicy(allowed_binaries=("git", "make")), "wget x").decision.reason
+    assert reason == (
+        "`wget` was refused by shell.allowed_binaries: it is not an allowed program; "
+        "allowed programs: git, make."
+    )
+
+
+def test_an_empty_policy_allows_no_program() -> None:
+    assert decide_command(ShellPolicy(), "git status").decision.rule == "shell.allowed_binaries"
+    assert decide_command(ShellPolicy(), "echo hello").decision.verdict == "allow"
+
+
+def test_a_blocked_builtin_is_refused() -> None:
+    shell = ShellPolicy(blocked_commands=("echo", "env"))
+    assert decide_command(shell, "echo x").decision.rule == "shell.blocked_commands"
+    assert decide_command(shell, "env ls").decision.rule == "shell.blocked_commands"
+
+
+def test_a_wrapper_that_must_be_listed_does_not_hide_its_payload() -> None:
+    shell = ShellPolicy(allowed_binaries=("git",))
+    assert decide_command(shell, "sh -c 'git status'").decision.rule == "shell.allowed_binaries"
+    assert decide_command(shell, "nohup git status").decision.verdict == "allow"
+
+
+# -- properties ----------------------------------------------------------------------------------------------
+
+PIECES = st.sampled_from(
+    ["ok", "bad", "bad", "cat", " ", " ", "\n",
+     ";", "&", "&&", "|", "||", "(", ")", "$(", "`", "'", '"', "\\",
+     "\\\n", "{ ", "; }", "<<E", "\nE\n", "<<'E'", ">f", "&>f",
+     "<<<", "x=", "$x", "${x:-", "}", "if ", "; then ",
+     "; fi",
+     "for i in a; do ", "; done", "f() ", "[ ", " ]", "[[ ", " ]]", "$((", "))", "eval ", "env ", "! ",
+     "time ", "$'", "\\'", "#", " #", "*", "?", "case a in a) ", ";; esac", "export ", "<(", ">(", "coproc ",
+     "{a,", "sh -c ", "'bad'", "b\\ad", "b'a'd", "exec ", "trap ", "EXIT", "|&", "2>&1", "while ", "select "]
+)  # fmt: skip
+BASES = st.sampled_from(
+    [
+        "ok a",
+        "cat <<E\nx $y\nE\n",
+        "if ok; then ok; fi",
+        'x=$(ok); ok "$x"',
+        "f() { ok; }; f",
+        "cat <<'E' | ok\n'bad' $(bad)\nE\nok",
+        "ok 'bad' \"bad\" # bad",
+        'echo "a $(ok "b" \'c\') d"',
+        "[[ a == b ]] || ok",
+        "ok \\\n bad",
+        "ok -m 'it'\\''s'",
+        "ok &> f",
+    ]
+)
+
+
+@st.composite
+def _mutated(draw: st.DrawFn) -> str:
+    line = draw(BASES)
+    for _ in range(draw(st.integers(1, 4))):
+        position = draw(st.integers(0, len(line)))
+        line = line[:position] + draw(PIECES) + line[position + draw(st.integers(0, 2)) :]
+    return line
+
+
+LINES = st.one_of(_mutated(), st.lists(PIECES, min_size=1, max_size=10).map("".join), st.text(max_size=40))
+
+
+@given(LINES)
+@settings(max_examples=400, deadline=None)
+def test_no_line_makes_the_decision_fail(line: str) -> None:
+    assert decide_command(SHELL, line).decision.verdict in ("allow", "deny")
+
+
+@st.composite
+def _quoted(draw: st.DrawFn, word: str) -> str:
+    """A word in any mixture of quotings."""
+    out = ""
+    for character in word:
+        out += draw(
+            st.sampled_from(
+                [character, f"\\{character}", f"'{character}'", f'"{character}"', f"''{character}"]
+            )
+        )
+    return out
+
+
+PLACES = st.sampled_from(
+    ["{}", "ls; {}", "ls && {} x", "ls | {}", "( {} )", "{{ {}; }}", "echo $({} x)", 'echo "$({} x)"',
+     "X=1 {} y", "if {}; then ls; fi", "for i in a; do {}; done", "env {}", "nohup nice {} x", "timeout 5 {}",
+     "xargs {}",
+     "find . -exec {} ';'", "command {}", "exec {}", "! {}", "time {}", "f() {{ {}; }}",
+     "cat <<E\n$({})\nE", "ls > f; {}", ">f {} x", "/bin/{}", "./{}", "/usr//local/../bin/{} x", "ls &\n{}",
+     "case a in a) {};; esac"]
+)  # fmt: skip
+
+
+@given(PLACES, _quoted("curl"))
+@settings(max_examples=400, deadline=None)
+def test_a_blocked_program_is_refused_in_any_quoting_and_place(place: str, word: str) -> None:
+    line = place.format(word)
+    assert decide_command(SHELL, line).decision.verdict == "deny", line
+
+
+# -- against real shells -------------------------------------------------------------------------------------
+
+STUBS = {"ok": "exit 0", "cat": 'exec /bin/cat "$@"', "bad": ': > "$MARK"', "time": '"$@"'}
+STUB_POLICY = ShellPolicy(allowed_binaries=("ok", "cat", "sh", "bash"), blocked_commands=("bad",))
+SHELLS = [path for path in (shutil.which("bash"), shutil.which("dash")) if path]
+
+
+class _Sandbox:
+    """A folder with stubs for programs: running a generated line in it can do nothing else."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.mark = directory / "mark"
+        (directory / "bin").mkdir()
+        for name, body in STUBS.items():
+            stub = directory / "bin" / name
+            stub.write_text(f"#!/bin/sh\n{body}\n")
+            stub.chmod(0o755)
+
+    def runs_bad(self, shell: str, line: str) -> bool:
+        environment = {"PATH": str(self.directory / "bin"), "MARK": str(self.mark)}
+        work = self.directory / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        with Path(os.devnull).open("r+b") as null:
+            process = subprocess.Popen(
+                [shell, "-c", line], cwd=work, env=environment, stdin=null, stdout=null, stderr=null
+            )
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        was_run = self.mark.exists()
+        self.mark.unlink(missing_ok=True)
+        return was_run
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> _Sandbox:
+    return _Sandbox(tmp_path_factory.mktemp("stubs"))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "line", ["bad", "ok; b'a'd", "echo $(bad)", "eval 'ba''d'", "x=bad; $x", "f() { bad; }; f"]
+)
+def test_the_control_really_runs_in_a_shell_and_is_refused_here(
+    sandbox: _Sandbox, shell: str, line: str
+) -> None:
+    assert sandbox.runs_bad(shell, line)
+    assert decide_command(STUB_POLICY, line).decision.verdict == "deny"
+
+
+@given(LINES.filter(lambda line: "/" not in line and "\0" not in line and line.isascii()))
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@example("ok&> \\\n{  bad")
+@example("ok \n\\\n bad")
+@example('ok "$\\\n(bad)"')
+@example("ok &>f bad")
+@example("echo a\u00a0#; bad")
+def test_no_line_that_is_allowed_runs_a_blocked_program_in_a_real_shell(sandbox: _Sandbox, line: str) -> None:
+    if decide_command(STUB_POLICY, line).decision.verdict != "allow":
+        return
+    if "bad" not in re.sub(r"['\"\\\s]", "", line):
+        return  # no spelling of the program is in it
+    for shell in SHELLS:
+        assert not sandbox.runs_bad(shell, line), (shell, line)
