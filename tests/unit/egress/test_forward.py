@@ -56,6 +56,15 @@ async def test_every_request_of_a_kept_connection_is_judged_on_its_own(tmp_path:
         assert len({event.connection for event in here.events}) == 3
 
 
+async def test_the_url_decides_and_host_may_only_agree(tmp_path: Path) -> None:
+    async with world(POLICY, tmp_path) as here:
+        answer = await here.raw(b"GET http://plain.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        assert (answer.reason, answer.status) == ("host_mismatch", 421)
+        answer = await here.raw(b"GET http://127.0.0.1:80/ HTTP/1.1\r\nHost: plain.test\r\n\r\n")
+        assert (answer.reason, answer.status) == ("ip_literal", 403)
+        assert here.dialer.dials == []
+
+
 async def test_pipelined_requests_are_served_in_turn_and_each_judged(tmp_path: Path) -> None:
     async with world(POLICY, tmp_path) as here:
         client = await here.client()
@@ -113,7 +122,9 @@ async def test_bytes_behind_a_chunked_body_are_not_taken_for_a_request(tmp_path:
         body = b"0\r\n\r\n" + request("DELETE http://api.test/repos/y")
         client = await here.client()
         data = request("POST http://plain.test/", "Transfer-Encoding: chunked", body=body)
-        assert (await ask(client, data))[0] == "ok"
+        await client.send(data)
+        answer = await client.answer()
+        assert (answer.reason, answer.headers["connection"]) == ("ok", "close")
         assert await client.receive() == b""
         assert len(here.plain_origin.requests) == 1
         assert b"DELETE" not in here.plain_origin.received

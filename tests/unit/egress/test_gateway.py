@@ -250,6 +250,17 @@ async def test_an_exception_while_deciding_is_a_refusal(
         assert (await here.connect("docs.internal.net:443")).status == 200
 
 
+async def test_a_resolver_that_raises_is_a_recorded_refusal(tmp_path: Path) -> None:
+    async with world(POLICY, tmp_path) as here:
+
+        async def broken(host: str) -> list[str]:
+            raise OSError("no more threads")
+
+        here.resolver.resolve = broken  # type: ignore[method-assign]
+        assert (await here.connect("docs.internal.net:443")).reason == "policy_error"
+        assert [(event.verdict, event.reason) for event in here.events] == [("deny", "policy_error")]
+
+
 async def test_stopping_drops_every_tunnel_and_records_it(tmp_path: Path) -> None:
     async with world(POLICY, tmp_path) as here:
         client = await here.client()
