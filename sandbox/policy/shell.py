@@ -23,9 +23,9 @@ import tree_sitter
 import tree_sitter_bash
 
 MAX_LINE_BYTES = 64 * 1024
-MAX_BRACKETS = 4000
-"""Opening brackets and ``<``: recovering from errors costs the parser their square, so a page of ``((``
-would hold up every other session."""
+MAX_OF_A_MARK = 2500
+"""How often one of the marks ``(){}[]<>|$`` and the backquote may stand in a line: on lines full of them the
+parser's time grows with their square, and one line must not hold up every other session."""
 MAX_DEPTH = 120
 """Deepest nesting of the syntax tree that is read."""
 
@@ -154,8 +154,9 @@ def _checked_bytes(source: str) -> bytes:
         raise Unreadable("it is not valid UTF-8 text") from None
     if len(raw) > MAX_LINE_BYTES:
         raise Unreadable(f"it is longer than {MAX_LINE_BYTES} bytes")
-    if sum(source.count(bracket) for bracket in "({[<") > MAX_BRACKETS:
-        raise Unreadable(f"it holds more than {MAX_BRACKETS} brackets")
+    for mark in "(){}[]<>|$`":
+        if source.count(mark) > MAX_OF_A_MARK:
+            raise Unreadable(f"it holds {mark!r} more than {MAX_OF_A_MARK} times; put the text into a file")
     if "$\\\n" in source:
         # Every shell joins the two and sees one expansion; the grammar sees literal text.
         raise Unreadable("a line continuation follows a dollar sign")

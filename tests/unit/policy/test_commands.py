@@ -451,6 +451,8 @@ DENIED = [
     ("(" * 500 + "ls" + ")" * 500, "shell.unparsable"),
     ("a=(" * 20000, "shell.unparsable"),
     ("ls " + "{" * 4001, "shell.unparsable"),
+    (")" * 60000, "shell.unparsable"),
+    ("cat <<E\n" + "$x " * 20000 + "\nE", "shell.unparsable"),
     ("((rm x))", "shell.unparsable"),
     ("[[ a && rm ]]", "shell.unparsable"),
     ("[ a && rm b ]", "shell.unparsable"),
