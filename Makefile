@@ -16,6 +16,7 @@ help: ## Show this list
 dev: $(VENV)/.installed $(GUEST) engine image ## Install what is needed: environment, guest, engine, image
 
 demo: dev ## Run the main job on the example repository and show what happened
+	@AGENT_RUNNER=$(CURDIR)/$(BIN)/agent-runner policy/examples/demo/run.sh
 
 test: dev lint ## Check and test everything
 	@$(BIN)/python -m pytest

@@ -5,8 +5,10 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 wait_seconds=${ENGINE_WAIT_SECONDS:-60}
 log=${ENGINE_LOG:-/var/log/agent-runner-dockerd.log}
+pid_file=${ENGINE_PID_FILE:-/var/run/docker.pid}
 
 answers() { timeout 20 docker info >/dev/null 2>&1; }
+is_starting() { [ -f "$pid_file" ] && grep -qs dockerd "/proc/$(cat "$pid_file")/comm"; }
 
 if command -v docker >/dev/null && answers; then
     exit 0
@@ -32,33 +34,42 @@ if [ -n "$missing" ]; then
     sh "$here/debian.sh" "a Docker engine" $missing
 fi
 
+fail() {
+    echo "cannot start the Docker engine: $1" >&2
+    exit 1
+}
+
+# Wait until the engine answers; call "$@" whenever nothing is there to wait for, and give up when it fails.
 wait_for_engine() {
     waited=0
-    while ! answers; do
-        if [ "$waited" -ge "$wait_seconds" ]; then
-            return 1
-        fi
-        if [ -n "${engine_pid:-}" ] && ! kill -0 "$engine_pid" 2>/dev/null; then
-            return 1
-        fi
+    until answers; do
+        "$@" || return 1
+        [ "$waited" -lt "$wait_seconds" ] || return 1
         sleep 1
         waited=$((waited + 1))
     done
 }
 
-if answers; then # the package's own service may have started by now
-    :
-elif [ -d /run/systemd/system ] && systemctl cat docker.service >/dev/null 2>&1; then
-    systemctl start docker || true
-    wait_for_engine || { echo "cannot start the Docker engine: docker.service does not answer; see journalctl -u docker" >&2; exit 1; }
-else
-    # A pid file of an engine that was killed stops the next one from starting.
-    pid_file=/var/run/docker.pid
-    if [ -f "$pid_file" ] && ! grep -qs dockerd "/proc/$(cat "$pid_file")/comm"; then
-        rm -f "$pid_file"
+# An engine may be starting (the package's init script) or stopping: ours is started when none is there,
+# once. A pid file that a killed engine left would stop it.
+start_unless_running() {
+    is_starting && return 0
+    if [ -n "${engine_pid:-}" ]; then
+        kill -0 "$engine_pid" 2>/dev/null
+        return
     fi
+    rm -f "$pid_file"
     setsid dockerd >"$log" 2>&1 </dev/null &
     engine_pid=$!
-    wait_for_engine || { tail -n 5 "$log" >&2; echo "cannot start the Docker engine: dockerd does not answer after ${wait_seconds}s; see $log" >&2; exit 1; }
+}
+
+if [ -d /run/systemd/system ] && systemctl cat docker.service >/dev/null 2>&1; then
+    systemctl start docker || true
+    wait_for_engine true || fail "docker.service does not answer; see journalctl -u docker"
+else
+    wait_for_engine start_unless_running || {
+        tail -n 5 "$log" >&2
+        fail "dockerd does not answer after ${waited}s; see $log"
+    }
 fi
 echo "engine   Docker $(docker version --format '{{.Server.Version}}') started"

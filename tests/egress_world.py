@@ -63,7 +63,7 @@ class LoopbackDialer:
     def __init__(self, ports: dict[int, int], peer: str | None = None) -> None:
         self.dials: list[tuple[str, int]] = []
         self.unreachable: set[str] = set()
-        self._ports = ports
+        self.ports = ports
         self.peer = peer
 
     async def connect(self, address: str, port: int) -> socket.socket:
@@ -72,7 +72,7 @@ class LoopbackDialer:
             raise ConnectionRefusedError(address)
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self._ports[port]))
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.ports[port]))
         return connection
 
     def peer_address(self, connection: socket.socket) -> str:
@@ -332,6 +332,18 @@ async def world(
         await gateway.stop()
         await tls_origin.stop()
         await plain_origin.stop()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event announces: a state of the kernel or of a log."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def open_descriptors() -> int:
+    """Count this process's descriptors."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def client_hello(sni: str | None = "api.example.com", alpn: list[str] | None = None) -> bytes:

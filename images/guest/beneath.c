@@ -40,6 +40,12 @@ static int walk_beneath(const char *path, int flags)
             int how = *rest ? O_PATH | O_DIRECTORY | O_CLOEXEC : flags;
             next = openat(at, name, how | O_NOFOLLOW);
             error = next < 0 ? errno : 0;
+            struct stat facts;
+            /* With O_PATH the link itself was opened, which nobody here asks for. */
+            if (next >= 0 && (fstat(next, &facts) < 0 || S_ISLNK(facts.st_mode))) {
+                close(next);
+                error = ELOOP;
+            }
         }
         close(at);
         if (error) {

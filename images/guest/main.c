@@ -316,6 +316,8 @@ static void hear_worker(struct slot *slot)
         return;
     }
     slot->is_answered = is_last(type);
+    if (slot->is_answered && slot->pid > 0)
+        kill(slot->pid, SIGKILL); /* It has nothing left to do but to end; its slot is wanted soon. */
     encode_head(at, type, slot->id, (size_t)got - 1);
     out_end += FRAME_HEAD + (size_t)got - 1;
 }
@@ -485,13 +487,27 @@ static void hear_host(void)
     in_used += (size_t)got;
 }
 
+/* All slots are used, and one will be free in a moment: its worker has answered. A host that counts answers may
+ * rightly think that it is free already. */
+static bool is_settling(void)
+{
+    bool is_any_answered = false;
+    for (struct slot *slot = slots; slot < slots + SLOTS; slot++) {
+        if (!slot->is_used)
+            return false;
+        is_any_answered |= slot->is_answered;
+    }
+    return is_any_answered;
+}
+
 /* Handle the whole frames that are there, while there is room for replies. True when some may be left. */
 static bool handle_frames(void)
 {
     size_t used, done = 0;
     struct frame frame;
     int taken = 1;
-    while (out_room() > 2 * OUT_RESERVE && (taken = frame_take(in + done, in_used - done, &frame, &used)) > 0) {
+    while (out_room() > 2 * OUT_RESERVE && !is_settling()
+           && (taken = frame_take(in + done, in_used - done, &frame, &used)) > 0) {
         handle(&frame);
         done += used;
     }

@@ -387,7 +387,7 @@ static uint32_t cpu_ms(const struct rusage *usage)
     return us / 1000 > UINT32_MAX ? UINT32_MAX : (uint32_t)(us / 1000);
 }
 
-static _Noreturn void report(int64_t started, bool is_timed_out)
+static _Noreturn void report(int64_t wall_ms, bool is_timed_out)
 {
     struct rusage usage; /* of all that was reaped here: the whole tree */
     if (getrusage(RUSAGE_CHILDREN, &usage) < 0)
@@ -399,7 +399,7 @@ static _Noreturn void report(int64_t started, bool is_timed_out)
         .flags = is_timed_out ? EXIT_TIMED_OUT : 0,
         .stdout_size = keeper.streams[0].size,
         .stderr_size = keeper.streams[1].size,
-        .wall_ms = (uint32_t)(now_ms() - started),
+        .wall_ms = (uint32_t)wall_ms,
         .cpu_ms = cpu_ms(&usage),
         .max_rss = (uint64_t)usage.ru_maxrss * 1024,
     };
@@ -423,11 +423,12 @@ void keep_command(const struct guest *guest, const struct spawn *spawn)
         keeper.wants_data = true;
     bool is_timed_out = run_main(started + spawn->timeout_ms);
     end_tree();
+    int64_t wall_ms = now_ms() - started; /* From here on only the host's pace counts, which is not the command's. */
     send_kept_packet();
     if (keeper.exec_fd >= 0)
         hear_exec(); /* The main process ended before it was heard; also when killed before exec. */
     send_kept_packet();
     drain(&keeper.streams[0]);
     drain(&keeper.streams[1]);
-    report(started, is_timed_out);
+    report(wall_ms, is_timed_out);
 }

@@ -213,10 +213,10 @@ void list_files(const struct list_request *request)
 
 static void match_line(struct walk *walk, const char *at, uint32_t line, size_t start, size_t end)
 {
-    regmatch_t span = {.rm_so = (regoff_t)start, .rm_eo = (regoff_t)end};
-    if (regexec(&walk->pattern, buffer, 1, &span, REG_STARTEND) != 0 || !take_item(walk))
-        return;
     size_t size = end - start;
+    regmatch_t span = {.rm_so = 0, .rm_eo = (regoff_t)size}; /* from 0, or ^ would not match there */
+    if (regexec(&walk->pattern, buffer + start, 1, &span, REG_STARTEND) != 0 || !take_item(walk))
+        return;
     encode_match(&walk->reply, at, line, buffer + start, size < LINE_MAX_KEPT ? size : LINE_MAX_KEPT);
 }
 

@@ -24,6 +24,7 @@ FIRST_TOKENS_PER_BYTE = 0.5
 """Cautious until the provider has reported usage; agent payloads run at about 0.25."""
 
 MARGIN = 1.15
+OVERFLOW_FACTOR = 1.5
 
 
 def system_text(policy: Policy) -> str:
@@ -80,6 +81,10 @@ class Context:
             max_tokens=room,
             context_window=self._window,
         )
+
+    def shrink(self) -> None:
+        """Note that the provider counted more tokens than was estimated: the next request is smaller."""
+        self._tokens_per_byte *= OVERFLOW_FACTOR
 
     def add_reply(self, reply: ModelReply) -> None:
         """Append what the model said, and learn its tokens per byte."""

@@ -8,7 +8,7 @@ from sandbox.agent.actions import ActionReader, Finished, Invalid, Proposed
 from sandbox.agent.context import Context
 from sandbox.errors import InvalidOutput, Refused
 from sandbox.models.provider import ModelReply, ToolOutcome, ToolUse
-from sandbox.models.route import Route
+from sandbox.models.route import ContextExceeded, Route
 from sandbox.session.broker import Broker
 
 REPAIR_TURNS = 2
@@ -40,7 +40,7 @@ class Agent:
         """
         repairs = 0
         while True:
-            reply = await self._route.complete(self._context.request(), self._on_text)
+            reply = await self._ask()
             self._context.add_reply(reply)
             if reply.finish_reason == "refusal":
                 raise Refused("the model declined the task")
@@ -58,6 +58,15 @@ class Agent:
             else:
                 repairs = 0
             self._context.add_outcomes(tuple(outcomes), "" if reply.tool_uses else problem)
+
+    async def _ask(self) -> ModelReply:
+        """Ask the model; where it says that the context is too long, shorten it until it takes it."""
+        while True:
+            request = self._context.request()  # raises ModelFailed when nothing is left to drop
+            try:
+                return await self._route.complete(request, self._on_text)
+            except ContextExceeded:
+                self._context.shrink()
 
     async def _perform(self, reply: ModelReply) -> tuple[str | None, list[ToolOutcome], str]:
         """Return (summary when finished, outcomes, the last problem with an invalid call)."""

@@ -7,7 +7,8 @@ import sys
 import termios
 from typing import Protocol
 
-from sandbox.session.confirm import Answer, Question, escape_for_display
+from sandbox.cli.display import printable
+from sandbox.session.confirm import Answer, Question
 
 
 class Pausable(Protocol):
@@ -31,8 +32,8 @@ class TerminalConfirmer:
         self._progress.pause()
         try:
             sys.stderr.write(
-                f"\n{question.tool} needs your approval: {escape_for_display(question.reason)}\n"
-                f"    {escape_for_display(question.text)}\n"
+                f"\n{question.tool} needs your approval: {printable(question.reason)}\n"
+                f"    {printable(question.text)}\n"
                 f"    blake3 {question.arguments_blake3[:16]}\n"
                 "Approve? [y/N] "
             )

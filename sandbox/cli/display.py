@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Controls, bidi and zero-width marks, surrogates, private and unassigned characters, line separators."""
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+"""Controls, bidi and zero-width marks, surrogates, private and unassigned characters, separators."""
 
 
 def printable(text: str, width: int | None = None) -> str:
@@ -51,6 +51,6 @@ def duration(milliseconds: int) -> str:
 
 
 def _escaped(character: str) -> str:
-    if unicodedata.category(character) not in _UNSAFE:
+    if character == " " or unicodedata.category(character) not in _UNSAFE:
         return character
     return repr(character)[1:-1] if character < "\x80" else f"\\u{{{ord(character):x}}}"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from sandbox.cli.display import printable
 from sandbox.events import (
     ContainerStarted,
     DecisionMade,
@@ -19,7 +20,6 @@ from sandbox.events import (
     ToolCall,
 )
 from sandbox.provenance.ledger import Entry
-from sandbox.session.confirm import escape_for_display
 
 
 class Progress:
@@ -66,12 +66,12 @@ class Progress:
                 self._show(f"asking {model}")
             case ModelCallFailed(message=message, retry_in_ms=wait):
                 then = "giving up on it" if wait is None else f"trying again in {wait / 1000:.1f} s"
-                self._console.print(f"model call failed: {escape_for_display(message)}; {then}", markup=False)
+                self._console.print(f"model call failed: {printable(message)}; {then}", markup=False)
             case ModelFallback(to_model=model, reason=reason):
                 self._console.print(f"falling back to {model}: {reason}", markup=False)
             case ToolCall(tool=tool, summary=summary):
                 self._calls += 1
-                self._last = f"{tool}: {escape_for_display(summary)[:80]}"
+                self._last = f"{tool}: {printable(summary)[:80]}"
                 self._show(self._last)
             case DecisionMade(verdict="deny", rule=rule):
                 self._console.print(f"denied  {self._last}  ({rule})", markup=False)

@@ -129,15 +129,19 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     from sandbox.session.session import run_session
 
     plan = plan_run(request)
-    with Progress(is_quiet=quiet) as progress, _Interrupts():
-        return await run_session(
-            plan,
-            DockerRuntime(),
-            agent_work(plan, os.environ, Path.cwd(), progress.on_text),
-            state=state_directory(),
-            confirmer=_confirmer(yes, progress),
-            listeners=(progress,),
-        )
+    runtime = DockerRuntime()
+    try:
+        with Progress(is_quiet=quiet) as progress, _Interrupts():
+            return await run_session(
+                plan,
+                runtime,
+                agent_work(plan, os.environ, Path.cwd(), progress.on_text),
+                state=state_directory(),
+                confirmer=_confirmer(yes, progress),
+                listeners=(progress,),
+            )
+    finally:
+        await runtime.close()
 
 
 def _confirmer(yes: bool, progress: Progress) -> Confirmer:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sandbox.session.confirm import escape_for_display
+from sandbox.cli.display import printable
 from sandbox.session.result import ActionReport, RunResult
 
 PATCH_LINES = 60
@@ -23,7 +23,7 @@ def render_summary(result: RunResult) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH, soft_wrap=False)
     console.print(_headline(result))
     if result.summary:
-        console.print(Text(escape_for_display(result.summary), style="italic"))
+        console.print(Text(printable(result.summary), style="italic"))
     if result.actions:
         console.print(_actions(result.actions))
     if result.egress:
@@ -32,7 +32,7 @@ def render_summary(result: RunResult) -> None:
     _print_spend(console, result)
     _print_record(console, result)
     for warning in result.warnings:
-        console.print(Text(f"warning: {escape_for_display(warning)}", style="yellow"))
+        console.print(Text(f"warning: {printable(warning)}", style="yellow"))
 
 
 def _headline(result: RunResult) -> Text:
@@ -42,7 +42,7 @@ def _headline(result: RunResult) -> Text:
         f"  {result.session}  profile {result.profile}, {result.wall_ms / 1000:.1f} s", style="default"
     )
     if result.reason:
-        text.append(f"\n{escape_for_display(result.reason)}", style="default")
+        text.append(f"\n{printable(result.reason)}", style="default")
     return text
 
 
@@ -59,7 +59,7 @@ def _actions(actions: list[ActionReport]) -> Table:
         table.add_row(
             str(number),
             action.tool,
-            Text(escape_for_display(action.summary)),
+            Text(printable(action.summary)),
             Text(word, style=style),
             action.rule,
             Text(_came_of(action)),
@@ -69,8 +69,8 @@ def _actions(actions: list[ActionReport]) -> Table:
 
 def _came_of(action: ActionReport) -> str:
     if action.verdict != "allow":
-        return escape_for_display(action.reason)
-    last = escape_for_display(action.excerpt.strip().splitlines()[-1][:120]) if action.excerpt.strip() else ""
+        return printable(action.reason)
+    last = printable(action.excerpt.strip().splitlines()[-1][:120]) if action.excerpt.strip() else ""
     if action.timed_out:
         return "timed out"
     if action.signal is not None:
@@ -78,7 +78,7 @@ def _came_of(action: ActionReport) -> str:
     if action.exit_code is not None:
         return f"exit {action.exit_code}" + (f": {last}" if action.exit_code and last else "")
     if action.ok is None:
-        return "not carried out"
+        return "interrupted"
     if action.tool in {"read", "list", "search"} and action.ok:
         return f"{action.output_bytes} bytes"
     return last
@@ -111,11 +111,11 @@ def _print_patch(console: Console, result: RunResult) -> None:
     lines = Path(result.patch.path).read_bytes().decode("utf-8", "replace").splitlines()
     for line in lines[:PATCH_LINES]:
         style = "green" if line.startswith("+") else "red" if line.startswith("-") else ""
-        console.print(Text("  " + escape_for_display(line.expandtabs()), style=style))
+        console.print(Text("  " + printable(line.expandtabs()), style=style))
     if len(lines) > PATCH_LINES:
         console.print(f"  … {len(lines) - PATCH_LINES} more lines")
     for withheld in result.patch.withheld:
-        console.print(Text(f"  withheld {escape_for_display(withheld)}", style="yellow"))
+        console.print(Text(f"  withheld {printable(withheld)}", style="yellow"))
 
 
 def _print_spend(console: Console, result: RunResult) -> None:

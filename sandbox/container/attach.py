@@ -117,8 +117,9 @@ class AttachedStream:
         return b""
 
     def _send(self, data: bytes | memoryview) -> int:
-        if self._is_closed:
-            raise EngineError("cannot write to the container: the stream is closed")
+        # The engine closes its own half only, and would take bytes for a dead container for ever.
+        if self._is_closed or self._is_ended:
+            raise EngineError("cannot write to the container: its stream has ended")
         try:
             return self._sock.send(data)
         except (BlockingIOError, InterruptedError):

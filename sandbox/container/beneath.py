@@ -4,8 +4,6 @@ Every tree handled here may be hostile (an upper layer written by the task), and
 user's files: so the kernel enforces it, through openat2(2), instead of a check that a race can pass.
 """
 
-# ruff: noqa: PTH  # names are bytes and opened by descriptor: pathlib does neither
-
 from __future__ import annotations
 
 import contextlib

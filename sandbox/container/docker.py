@@ -236,19 +236,27 @@ class DockerRuntime:
         # gVisor's process on the host is gVisor itself; what it gives its guests is not in our /proc.
         if spec.runtime != "runc":
             return
-        state = self._inspect(container_id)["State"]
+        pid = int(self._inspect(container_id)["State"]["Pid"])
         try:
-            _wait_executed(state["Pid"])
-            problems = verify.find_unenforced(spec, state["Pid"], container_id)
+            _wait_executed(pid)
+            problems = verify.find_unenforced(spec, pid, container_id)
         except OSError as exc:
-            if not self._inspect(container_id)["State"]["Running"]:
-                return  # it has run and ended; its stream says how
-            raise EngineError(
-                f"cannot verify container {spec.name}: {exc}; is the engine on this machine?"
-            ) from exc
-        if problems:
+            problems = [
+                f"all of them: process {pid} cannot be read ({exc.strerror}), is the engine elsewhere?"
+            ]
+        # A process that ends while it is looked at seems to lack everything; its stream says how it ended.
+        if problems and not self._has_ended(container_id, pid):
             self._remove(container_id, spec.workspace.name)
             raise EngineError(_dropped(spec, problems))
+
+    def _has_ended(self, container_id: str, pid: int) -> bool:
+        """Tell whether a container is over. The engine hears of it a moment after the kernel."""
+        deadline = time.monotonic() + END_SECONDS
+        while self._inspect(container_id)["State"]["Running"]:
+            if verify.is_process_alive(pid) or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def _inspect(self, container_id: str) -> dict[str, Any]:
         """The engine's JSON, as it comes."""
@@ -350,13 +358,13 @@ def _container_options(client: APIClient, spec: ContainerSpec) -> dict[str, Any]
 
 
 def _overlay_options(volume: OverlayVolume) -> dict[str, str]:
-    """The local driver's options. Docker splits them at commas before the kernel sees them."""
+    """The local driver's options. Docker splits them at commas; kernels differ in where they unescape."""
     for path in (*volume.lower, volume.upper, volume.work):
-        if "," in path or "\n" in path:
+        if found := [character for character in ",\\\n" if character in path]:
             raise EngineError(
-                f"cannot mount {path!r}: Docker cannot take a comma in a path; rename the directory"
+                f"cannot mount {path!r}: mount options cannot carry {found[0]!r}; rename the directory"
             )
-    lower = ":".join(path.replace("\\", "\\\\").replace(":", "\\:") for path in volume.lower)
+    lower = ":".join(path.replace(":", "\\:") for path in volume.lower)
     options = [f"lowerdir={lower}", f"upperdir={volume.upper}", f"workdir={volume.work}", *volume.flags]
     return {"type": "overlay", "device": "overlay", "o": ",".join(options)}
 

@@ -36,6 +36,7 @@ MAX_LINKS = 40
 SHARED_BY = 8
 """A file with this many names is many programs in one, whatever it is called."""
 MULTICALL = frozenset({"busybox", "toybox", "coreutils", "uutils", "sbase-box", "ubase-box", "9base"})
+SHELLS = ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh", "/usr/bin/sh")
 APPLET = re.compile(rb"(?<=\0)[a-z0-9][a-z0-9_.+-]{0,23}(?=\0)")
 
 
@@ -148,6 +149,21 @@ def blocked_paths(
     return tuple(sorted(covered))
 
 
+def find_shell(index: ImageIndex, covered: tuple[str, ...] = ()) -> str:
+    """Return the shell that runs command lines, bash before sh; never one that is covered.
+
+    Raises ImageError when there is none: without a shell nothing the agent may ask for could be run.
+    """
+    for path in SHELLS:
+        target = resolve(index, path)
+        if target in index.programs and target not in covered:
+            return path
+    raise ImageError(
+        f"cannot run commands in image {index.image_id}: it has no shell that is not blocked; "
+        "use an image with bash or sh, or take it off shell.blocked_commands"
+    )
+
+
 async def prepare_image(
     runtime: Runtime,
     source: ImageSource,
@@ -159,13 +175,11 @@ async def prepare_image(
     state: Path,
     owner: str,
 ) -> Image:
-    """Find an image and everything in it that must be covered; it is not read when nothing is blocked."""
+    """Find an image, its shell, and everything in it that must be covered."""
     image_id = await find_image(runtime, reference)
-    paths: tuple[str, ...] = ()
-    if blocked_commands:
-        index = await index_image(source, image_id, state, owner)
-        paths = blocked_paths(index, blocked_commands, allowed_binaries)
-    return Image(reference, image_id, paths, refusal_binary)
+    index = await index_image(source, image_id, state, owner)
+    paths = blocked_paths(index, blocked_commands, allowed_binaries)
+    return Image(reference, image_id, paths, refusal_binary, find_shell(index, paths))
 
 
 def resolve(index: ImageIndex, path: str) -> str:

@@ -7,17 +7,19 @@ lives no more is touched: one of this host, of an earlier boot or of a process t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.container.runtime import Runtime
 from sandbox.errors import HostError, StateError
+from sandbox.provenance.owner import OWNER_NAME, current_owner, is_owner_alive
 
-OWNER_FILE = "owner"
-"""In a session's directory: its controller's name."""
+__all__ = ["ReapReport", "claim_session", "current_owner", "is_alive", "reap"]
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 INTERRUPTED_FILE = "interrupted"
 """Written beside the ledger of a session whose controller died; holds that controller's name."""
 LEDGER_FILE = "ledger.jsonl"
@@ -29,8 +31,6 @@ EGRESS_FOLDER = "egress"
 _RECORD = (LEDGER_FILE, PATCH_FILE, RESULT_FILE, STATEMENT_FILE)
 _SCRATCH = ("mask", "lower", "upper", "work", EGRESS_FOLDER)
 _CLAIM = ".claim@"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_ENDED = ("Z", "X")
 
 
 @dataclass
@@ -47,38 +47,22 @@ class ReapReport:
     """What could not be removed and why, one line each."""
 
 
-def current_owner() -> str:
-    """Return ``hostname:boot-id:pid:start-time`` of this process."""
-    pid = os.getpid()
-    return f"{socket.gethostname()}:{_boot_id()}:{pid}:{_start_time(pid)}"
-
-
 def is_alive(owner: str) -> bool:
     """Return False only for a controller that certainly lives no more.
 
     One of another host, and a name that is none, count as alive: nobody here can know.
     """
-    try:
-        host, boot_id, pid_text, start_time = owner.strip().rsplit(":", 3)
-        pid = int(pid_text)
-    except ValueError:
+    _, boot_id, pid, start_time = ("::::" + owner.strip()).rsplit(":", 3)
+    if not (boot_id and pid.isdecimal() and int(pid) and start_time.isdecimal()) or is_owner_alive(owner):
         return True
-    if host != socket.gethostname() or pid < 1:
-        return True
-    if boot_id != _boot_id():
-        return False
-    now = _start_time(pid)
-    if now is not None:
-        # The start time tells a process from a later one that was given the same number.
-        return now == start_time
-    try:
-        # /proc may hide other users' processes (hidepid); a signal that is not allowed says they are there.
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return _start_time(pid) is not None
+    # /proc may hide other users' processes (hidepid); a signal that is not allowed says that one is there.
+    if boot_id == BOOT_ID.read_text().strip() and not Path(f"/proc/{pid}").exists():
+        with contextlib.suppress(ProcessLookupError, OverflowError):
+            try:
+                os.kill(int(pid), 0)
+            except PermissionError:
+                return True
+    return False
 
 
 def claim_session(sessions: Path, session_id: str, owner: str) -> Path:
@@ -91,7 +75,7 @@ def claim_session(sessions: Path, session_id: str, owner: str) -> Path:
     try:
         sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
         claim.mkdir(mode=0o700)
-        (claim / OWNER_FILE).write_text(f"{owner}\n")
+        (claim / OWNER_NAME).write_text(f"{owner}\n")
         claim.rename(directory)  # fails on a directory that is not empty, as any session's is
     except OSError as exc:
         _remove_flat(claim)
@@ -143,7 +127,7 @@ def _reap_sessions(sessions: Path, release: Callable[[Path], None], report: Reap
 
 def _reap_session(directory: Path, release: Callable[[Path], None], report: ReapReport) -> None:
     try:
-        owner = (directory / OWNER_FILE).read_text().strip()
+        owner = (directory / OWNER_NAME).read_text().strip()
     except FileNotFoundError:
         return  # nobody says that it is ours
     has_scratch = any(os.path.lexists(directory / name) for name in _SCRATCH)
@@ -174,18 +158,3 @@ def _remove_flat(directory: Path) -> None:
         if not entry.is_dir() or entry.is_symlink():
             entry.unlink()
     directory.rmdir()
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()
-
-
-def _start_time(pid: int) -> str | None:
-    """Return field 22 of /proc/PID/stat, in clock ticks since boot; empty for a corpse, None when not there."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # The second field is the program's name in parentheses, and may hold spaces and parentheses itself.
-    status, *fields = stat.rpartition(")")[2].split()
-    return "" if status in _ENDED else fields[18]

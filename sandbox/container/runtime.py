@@ -94,7 +94,7 @@ class Runtime(Protocol):
         """Ask how a container stands. Raises EngineError when it is unknown."""
 
     async def remove(self, container_id: str | None, volume: str | None) -> None:
-        """Kill and remove container and volume; what is gone already is fine. None: there is none to remove."""
+        """Kill and remove container and volume; what is gone already is fine. None: not asked for."""
 
     async def owned(self) -> list[Owned]:
         """List all containers and volumes that carry our labels, of any controller."""

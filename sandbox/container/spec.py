@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -144,6 +145,8 @@ class Image:
     """Absolute, symlinks resolved: each is covered by the refusal program."""
     refusal_binary: str
     """Host path of the program that says why and exits 126."""
+    shell: str = "/bin/sh"
+    """What runs command lines: bash where the image has it, since the policy reads them as bash does."""
 
 
 def compile_spec(
@@ -209,7 +212,7 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
     covered = (WORKSPACE, *(mount.target for mount in tmpfs))
     refusals = []
     for path in sorted(image.blocked_paths):
-        if not path.startswith("/") or posixpath.normpath(path) != path:
+        if not re.match("/[^/]", path) or posixpath.normpath(path) != path:
             raise PolicyError(
                 f"cannot block {path!r}: not an absolute path in normal form; index the image again"
             )

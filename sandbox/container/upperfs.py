@@ -16,10 +16,9 @@ from sandbox.errors import StateError
 
 # Overlayfs refuses an upper layer on any filesystem that revalidates names (remote ones, FUSE, another
 # overlay) or compares them its own way; what those say to the trials below does not count.
-_NEVER_UPPER = frozenset(
-    ("overlay", "nfs", "nfs4", "9p", "cifs", "smb3", "ceph", "afs", "fuse", "fuseblk", "virtiofs")
-    + ("ecryptfs", "vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus", "ramfs")
-)
+_REMOTE = ("nfs", "nfs4", "9p", "cifs", "smb3", "ceph", "afs", "fuse", "fuseblk", "virtiofs")
+_OWN_NAMES = ("vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus", "ecryptfs")
+_NEVER_UPPER = frozenset(("overlay", "ramfs", *_REMOTE, *_OWN_NAMES))
 _REMEDY = "set AGENT_RUNNER_STATE to a directory on a local ext4, xfs, btrfs or tmpfs"
 
 _AT_FDCWD = -100
@@ -31,7 +30,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def check_upper_filesystem(directory: Path) -> None:
     """Raise StateError, with the remedy, unless an upper layer can live in ``directory``.
 
-    Where it does not exist yet its nearest parent is tried. Tries what overlayfs will do there: extended attributes, whiteouts, renames that leave a whiteout.
+    Where it does not exist yet, its nearest parent is tried. Tries what overlayfs will do
+    there: extended attributes, whiteouts, renames that leave a whiteout.
     """
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:

@@ -58,9 +58,7 @@ def find_refused_settings(spec: ContainerSpec, inspected: Mapping[str, Any], *, 
     ]
     if has_swap:
         asked_and_got.append(("swap limit", spec.memory_bytes, host["MemorySwap"]))
-    return [
-        f"{name}: asked {_short(want)}, got {_short(got)}" for name, want, got in asked_and_got if want != got
-    ]
+    return _differences(asked_and_got)
 
 
 def find_unenforced(
@@ -82,12 +80,20 @@ def find_unenforced(
         ("no_new_privs", "1", status["NoNewPrivs"]),
         *((f"capabilities {name}", 0, int(status[name], 16)) for name in CAPABILITY_SETS),
     ]
-    found = [
-        f"{name}: asked {_short(want)}, got {_short(got)}" for name, want, got in asked_and_got if want != got
-    ]
     return (
-        found + _find_unlimited(spec, cgroup, proc) + _find_weak_mounts(spec, (proc / str(pid) / "mountinfo"))
+        _differences(asked_and_got)
+        + _find_unlimited(spec, cgroup, proc)
+        + _find_weak_mounts(spec, proc / str(pid) / "mountinfo")
     )
+
+
+def is_process_alive(pid: int) -> bool:
+    """Tell whether a process of this machine runs; a corpse that waits for its parent does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def security_options(spec: ContainerSpec) -> list[str]:
@@ -135,6 +141,17 @@ def _missing(wanted: Mapping[str, str], got: Mapping[str, str]) -> dict[str, str
 
 def _pairs(lines: list[str], separator: str = "=") -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(separator) for line in lines)}
+
+
+def _differences(asked_and_got: list[tuple[str, object, object]]) -> list[str]:
+    found = []
+    for name, want, got in asked_and_got:
+        if want == got:
+            continue
+        if isinstance(want, list) and isinstance(got, list):  # what both have says nothing
+            want, got = [item for item in want if item not in got], [item for item in got if item not in want]
+        found.append(f"{name}: asked {_short(want)}, got {_short(got)}")
+    return found
 
 
 def _short(value: object) -> str:
@@ -194,9 +211,13 @@ def _find_weak_mounts(spec: ContainerSpec, mountinfo: Path) -> list[str]:
     wanted["/dev/shm"] = {"noexec", "nosuid", "nodev"}  # noqa: S108
     got: dict[str, set[str]] = {}
     for line in mountinfo.read_text(errors="surrogateescape").splitlines():
-        fields = line.split(" ")
+        mount, _, filesystem = line.partition(" - ")
+        fields = mount.split(" ")
         target = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
-        got[target] = set(fields[5].split(","))  # the last one is on top
+        # Options of the mount, then those of its filesystem (``userxattr``). Only the mount's own ``ro``
+        # and ``noexec`` count: those of a filesystem hold for all its mounts, so neither hides a gap.
+        # The last mount of a target is on top.
+        got[target] = {*fields[5].split(","), *filesystem.split(" ")[-1].split(",")}
     return [
         f"mount {target}: no {','.join(sorted(flags - got.get(target, set())))}"
         for target, flags in wanted.items()

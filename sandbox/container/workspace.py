@@ -10,8 +10,6 @@ In the session's directory:
 The engine mounts it (``OverlayVolume``). The user's directory is never written to.
 """
 
-# ruff: noqa: PTH  # names are bytes and opened by descriptor: pathlib does neither
-
 from __future__ import annotations
 
 import os
@@ -105,6 +103,12 @@ def check_workspace(
     """Refuse what ``prepare_workspace`` would refuse, and return its warnings; leaves nothing behind."""
     source, identity = _check_places(workspace, session_directory, uid)
     return tuple(survey_workspace(source, patterns or DenyPatterns(()), identity).warnings)
+
+
+def describe_workspace(workspace: Path, session_directory: Path) -> tuple[OverlayVolume, int, int]:
+    """Return the volume, uid and gid that ``prepare_workspace`` would give; makes nothing."""
+    _, identity = _check_places(workspace, session_directory, None)
+    return _volume(session_directory.resolve()), identity.uid, identity.gid
 
 
 def release_workspace(session_directory: Path) -> None:
@@ -227,21 +231,25 @@ def _build(source: bytes, found: Survey, identity: Identity, session_directory: 
         warnings.append("the sandbox's user may not write at the top of the workspace")
     return PreparedWorkspace(
         session_directory=session,
-        volume=OverlayVolume(
-            name=f"agent-runner-{session.name}",
-            lower=(str(session / _MASK), str(session / _LOWER)),
-            upper=str(session / UPPER),
-            work=str(session / _WORK),
-            # userxattr keeps overlayfs's marks where an ordinary user can read them when the patch is
-            # made, and switches redirects and metadata-only copies off: every change is in plain sight.
-            flags=("userxattr", "nosuid", "nodev"),
-        ),
+        volume=_volume(session),
         uid=identity.uid,
         gid=identity.gid,
         base_tree_blake3=blake3_hex(found.manifest),
         hidden=len(found.hidden),
         files=found.files,
         warnings=tuple(warnings),
+    )
+
+
+def _volume(session: Path) -> OverlayVolume:
+    return OverlayVolume(
+        name=f"agent-runner-{session.name}",
+        lower=(str(session / _MASK), str(session / _LOWER)),
+        upper=str(session / UPPER),
+        work=str(session / _WORK),
+        # userxattr keeps overlayfs's marks where an ordinary user can read them when the patch is
+        # made, and switches redirects and metadata-only copies off: every change is in plain sight.
+        flags=("userxattr", "nosuid", "nodev"),
     )
 
 

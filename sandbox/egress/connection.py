@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sandbox.egress.answers import ESTABLISHED, refusal_answer, status_of, tunnel_refusal
-from sandbox.egress.forward import RequestBody, exchange
+from sandbox.egress.attempt import Attempt, peer_credentials
+from sandbox.egress.forward import RequestBody, exchange, outgoing_head
 from sandbox.egress.request import (
     RequestHead,
     check_host,
@@ -41,7 +41,6 @@ from sandbox.policy.hosts import (
 )
 from sandbox.policy.model import NetworkPolicy
 
-_TEXT_CHARS = 256
 _LOG = logging.getLogger(__name__)
 
 
@@ -82,22 +81,6 @@ class Surroundings:
     next_number: Callable[[], int]
 
 
-@dataclass
-class _Attempt:
-    """What is known so far of one request that wants out; the material of its events."""
-
-    number: int
-    target: Authority | None = None
-    rule: str = ""
-    method: str | None = None
-    path: bytes | None = None
-    sni: bytes | None = None
-    address: str | None = None
-    is_open: bool = False
-    """Its open event is recorded; from then on it ends with a close event."""
-    traffic: Traffic = field(default_factory=lambda: Traffic(lambda up, down: False))
-
-
 class Connection:
     """Serves one client until it closes, is refused, or is cancelled. Closes the client's socket."""
 
@@ -122,7 +105,7 @@ class Connection:
         head = await self._read_head()
         if head is None:
             return False
-        attempt = _Attempt(self._around.next_number())
+        attempt = Attempt(self._around.next_number(), self._pid, self._uid)
         if isinstance(head, Refusal):
             # A kept connection that simply falls silent asked for nothing.
             if is_first or self._pending:
@@ -134,18 +117,18 @@ class Connection:
                 await self._serve_connect(head, attempt)
                 return False
             return await self._serve_forward(head, attempt)
-        except OSError:
-            raise
         except RecordUnavailable:
             await self._answer(attempt, Refusal("log_unavailable", "the session's record cannot be written"))
-        except Exception:
+        except Exception as exc:
+            if attempt.is_recorded and isinstance(exc, OSError):
+                raise  # a peer went away
             # Any failure to decide is a refusal. The client learns nothing of the cause.
             _LOG.exception("egress connection %d failed in the gateway", attempt.number)
-            if not attempt.is_open:
+            if not attempt.is_recorded:
                 await self._refuse(attempt, Refusal("policy_error", "this request could not be judged"))
         return False
 
-    async def _serve_connect(self, head: RequestHead, attempt: _Attempt) -> None:
+    async def _serve_connect(self, head: RequestHead, attempt: Attempt) -> None:
         target = parse_connect(head)
         if isinstance(target, Refusal):
             await self._refuse(attempt, target)
@@ -176,7 +159,7 @@ class Connection:
             self._record_close(attempt, reason)
 
     async def _carry_tunnel(
-        self, upstream: socket.socket, attempt: _Attempt, target: Authority
+        self, upstream: socket.socket, attempt: Attempt, target: Authority
     ) -> str | Refusal:
         try:
             if self._around.network.enforce_tls:
@@ -191,7 +174,7 @@ class Connection:
             return "budget_spent"
         return await relay(self._client, upstream, attempt.traffic, self._around.limits.idle_seconds)
 
-    async def _judged_hello(self, attempt: _Attempt, target: Authority) -> bytes | Refusal:
+    async def _judged_hello(self, attempt: Attempt, target: Authority) -> bytes | Refusal:
         reader = HelloReader()
         data = bytes(self._pending)
         try:
@@ -209,7 +192,7 @@ class Connection:
         attempt.sni = hello.server_name
         return judge_hello(hello, target.host) or bytes(reader.received)
 
-    async def _serve_forward(self, head: RequestHead, attempt: _Attempt) -> bool:
+    async def _serve_forward(self, head: RequestHead, attempt: Attempt) -> bool:
         request = parse_forward(head)
         if isinstance(request, Refusal):
             await self._refuse(attempt, request)
@@ -221,18 +204,20 @@ class Connection:
             return False
         decision = self._decide(attempt, target)
         refusal = _refusal_of(decision) or check_host(head, target, 80) or check_upgrade(head)
-        path: bytes | Refusal = request.path
-        body: RequestBody | None = None
+        outgoing, body = b"", None
         if refusal is None and decision.entry is not None:
             path = judge_request(decision.entry, head.method, request.path)
-            refusal = path if isinstance(path, Refusal) else None
-        if refusal is None:
-            try:
-                body = RequestBody(head, self._client, self._pending)
-            except ValueError as exc:
-                refusal = Refusal("bad_request", str(exc))
+            if isinstance(path, Refusal):
+                refusal = path
+            else:
+                attempt.path = path
+                outgoing = outgoing_head(head, target, path)
+                try:
+                    body = RequestBody(head, outgoing, self._client, self._pending)
+                except ValueError as exc:
+                    refusal = Refusal("bad_request", str(exc))
         upstream = await self._open_upstream(attempt, decision, target, refusal)
-        if upstream is None or body is None or isinstance(path, Refusal):
+        if upstream is None or body is None:
             return False
         reason: str | Refusal = ""
         try:
@@ -240,8 +225,7 @@ class Connection:
                 self._client,
                 upstream,
                 head,
-                target,
-                path,
+                outgoing,
                 body,
                 attempt.traffic,
                 self._around.limits.idle_seconds,
@@ -257,7 +241,7 @@ class Connection:
             upstream.close()
             self._record_close(attempt, reason)
 
-    def _decide(self, attempt: _Attempt, target: Authority) -> EgressDecision:
+    def _decide(self, attempt: Attempt, target: Authority) -> EgressDecision:
         attempt.target = target
         decision = decide_egress(self._around.network, target.host, target.port)
         attempt.rule = decision.rule
@@ -265,7 +249,7 @@ class Connection:
         return decision
 
     async def _open_upstream(
-        self, attempt: _Attempt, decision: EgressDecision, target: Authority, refusal: Refusal | None
+        self, attempt: Attempt, decision: EgressDecision, target: Authority, refusal: Refusal | None
     ) -> socket.socket | None:
         """Resolve, vet, record and dial; None when the request was refused and answered."""
         # A refused name is never looked up: the query itself would carry data out.
@@ -274,8 +258,8 @@ class Connection:
             await self._refuse(attempt, addresses)
             return None
         attempt.address = addresses[0]
-        self._around.record(self._event(attempt, "open", "allow", "ok"))
-        attempt.is_open = True
+        self._around.record(attempt.opened())
+        attempt.is_recorded = True
         failure = Refusal("upstream_unreachable", f"{target.host} does not answer on port {target.port}")
         try:
             dialled = await dial_first(
@@ -339,14 +323,15 @@ class Connection:
     def _is_line_too_long(self, refusal: Refusal) -> bool:
         return refusal.reason == "header_too_large" and b"\r\n" not in self._pending
 
-    async def _refuse(self, attempt: _Attempt, refusal: Refusal, status: int | None = None) -> None:
+    async def _refuse(self, attempt: Attempt, refusal: Refusal, status: int | None = None) -> None:
         try:
-            self._around.record(self._event(attempt, "open", "deny", refusal.reason))
+            self._around.record(attempt.opened(refusal))
+            attempt.is_recorded = True
         except RecordUnavailable:
             refusal, status = Refusal("log_unavailable", "the session's record cannot be written"), None
         await self._answer(attempt, refusal, status)
 
-    async def _answer(self, attempt: _Attempt, refusal: Refusal, status: int | None = None) -> None:
+    async def _answer(self, attempt: Attempt, refusal: Refusal, status: int | None = None) -> None:
         code = status or status_of(refusal.reason, attempt.method or "")
         await self._send(refusal_answer(refusal, attempt.target, code))
 
@@ -355,40 +340,10 @@ class Connection:
         async with asyncio.timeout(self._around.limits.head_seconds):
             await asyncio.get_running_loop().sock_sendall(self._client, data)
 
-    def _record_close(self, attempt: _Attempt, reason: str | Refusal) -> None:
-        verdict = "deny" if isinstance(reason, Refusal) else "allow"
-        word = reason.reason if isinstance(reason, Refusal) else reason
+    def _record_close(self, attempt: Attempt, reason: str | Refusal) -> None:
         # Nothing is left to stop: the gateway refuses everything from here on.
         with suppress(RecordUnavailable):
-            self._around.record(self._event(attempt, "close", verdict, word))
-
-    def _event(self, attempt: _Attempt, phase: str, verdict: str, reason: str) -> EgressConnection:
-        return EgressConnection.model_validate(
-            {
-                "connection": attempt.number,
-                "phase": phase,
-                "verdict": verdict,
-                "reason": reason,
-                "rule": attempt.rule or "gateway",
-                "host": attempt.target.host if attempt.target else "",
-                "port": attempt.target.port if attempt.target else None,
-                "sni": _text(attempt.sni),
-                "address": attempt.address,
-                "method": attempt.method,
-                "path": _text(attempt.path),
-                "bytes_up": attempt.traffic.up,
-                "bytes_down": attempt.traffic.down,
-                "peer_pid": self._pid,
-                "peer_uid": self._uid,
-            }
-        )
-
-
-def peer_credentials(client: socket.socket) -> tuple[int, int]:
-    """Return pid and uid of the process that connected, as the kernel saw them then."""
-    packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", packed)
-    return pid, uid
+            self._around.record(attempt.closed(reason))
 
 
 def _word_of(failure: BaseException) -> str:
@@ -401,11 +356,3 @@ def _refusal_of(decision: EgressDecision) -> Refusal | None:
     if decision.is_allowed:
         return None
     return Refusal(decision.reason, decision.hint or "not allowed by the session's network policy")
-
-
-def _text(raw: bytes | None) -> str | None:
-    """Escape client bytes so that they can forge nothing in a log line, and cut them."""
-    if raw is None:
-        return None
-    shown = raw[:_TEXT_CHARS].decode("latin-1").encode("ascii", "backslashreplace").decode("ascii")
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown)[:_TEXT_CHARS]

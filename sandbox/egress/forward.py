@@ -49,8 +49,8 @@ class Outcome:
 class RequestBody:
     """A request's body, taken off the client's connection piece by piece."""
 
-    def __init__(self, head: RequestHead, client: socket.socket, pending: bytearray) -> None:
-        """Check that llhttp reads the same head. Raises ValueError when it does not."""
+    def __init__(self, head: RequestHead, outgoing: bytes, client: socket.socket, pending: bytearray) -> None:
+        """Check that llhttp reads the outgoing head as the gate read the incoming one, else ValueError."""
         self.is_complete = False
         self.has_surplus = False
         self._pieces: list[bytes] = []
@@ -60,7 +60,7 @@ class RequestBody:
         self._left = head.content_length
         self._is_chunked = head.is_chunked
         self._parser = httptools.HttpRequestParser(self)
-        self._feed(head.raw)
+        self._feed(outgoing)
         if self.is_complete != (not head.is_chunked and not head.content_length):
             raise ValueError("the two parsers disagree on where the request ends")
 
@@ -161,19 +161,31 @@ class _Response:
         self.is_complete = self.is_complete or self.has_head
 
 
+def outgoing_head(head: RequestHead, target: Authority, path: bytes) -> bytes:
+    """Return the head that goes upstream: the judged path, the canonical host, no hop-by-hop field."""
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    fields = [(b"Host", (host if target.port == 80 else f"{host}:{target.port}").encode("ascii"))]
+    fields += forwarded_fields(head)
+    if head.is_chunked:
+        fields.append((b"Transfer-Encoding", b"chunked"))
+    elif head.content_length is not None:
+        fields.append((b"Content-Length", b"%d" % head.content_length))
+    fields.append((b"Connection", b"close"))
+    return _head_bytes(head.method.encode("ascii") + b" " + path + b" HTTP/1.1", fields)
+
+
 async def exchange(
     client: socket.socket,
     upstream: socket.socket,
     head: RequestHead,
-    target: Authority,
-    path: bytes,
+    outgoing: bytes,
     body: RequestBody,
     traffic: Traffic,
     idle_seconds: float,
 ) -> Outcome:
-    """Send the request with the judged path, return the answer to the client as it comes."""
+    """Send the request, return the answer to the client as it comes."""
     response = _Response(is_head=head.method == "HEAD")
-    sending = asyncio.create_task(_send_request(client, upstream, head, target, path, body, traffic))
+    sending = asyncio.create_task(_send_request(client, upstream, head, outgoing, body, traffic))
     receiving = asyncio.create_task(
         _return_response(client, upstream, head, body, response, traffic, idle_seconds)
     )
@@ -197,20 +209,11 @@ async def _send_request(
     client: socket.socket,
     upstream: socket.socket,
     head: RequestHead,
-    target: Authority,
-    path: bytes,
+    outgoing: bytes,
     body: RequestBody,
     traffic: Traffic,
 ) -> None:
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    fields = [(b"Host", (host if target.port == 80 else f"{host}:{target.port}").encode("ascii"))]
-    fields += forwarded_fields(head)
-    if head.is_chunked:
-        fields.append((b"Transfer-Encoding", b"chunked"))
-    elif head.content_length is not None:
-        fields.append((b"Content-Length", b"%d" % head.content_length))
-    fields.append((b"Connection", b"close"))
-    await traffic.send_up(upstream, _head_bytes(head.method.encode() + b" " + path + b" HTTP/1.1", fields))
+    await traffic.send_up(upstream, outgoing)
     if head.minor == 1 and not body.is_complete and b"100-continue" in head.tokens(b"expect"):
         await traffic.send_down(client, CONTINUE)
     while piece := await body.next_piece():

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.egress.answers import refusal_answer, status_of
+from sandbox.egress.attempt import Attempt, peer_credentials
 from sandbox.egress.connection import (
     Connection,
     GatewayLimits,
     RecordUnavailable,
     Surroundings,
-    peer_credentials,
 )
 from sandbox.egress.resolve import Dialer, Resolver, SystemResolver, TcpDialer, own_address_reader
 from sandbox.errors import HostError, PolicyError
@@ -137,22 +137,9 @@ class Gateway:
         task.add_done_callback(lambda _: client.close())
 
     def _turn_away(self, client: socket.socket) -> None:
-        pid, uid = peer_credentials(client)
         refusal = Refusal("too_many_connections", f"at most {self._limits.max_connections} at a time")
         try:
-            self._record_first(
-                EgressConnection(
-                    connection=self._around.next_number(),
-                    phase="open",
-                    verdict="deny",
-                    reason=refusal.reason,
-                    rule="gateway",
-                    host="",
-                    port=None,
-                    peer_pid=pid,
-                    peer_uid=uid,
-                )
-            )
+            self._record_first(Attempt(self._around.next_number(), *peer_credentials(client)).opened(refusal))
         except RecordUnavailable:
             refusal = Refusal("log_unavailable", "the session's record cannot be written")
         with client:

@@ -73,6 +73,9 @@ class OllamaProvider:
             timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=False,  # a redirected POST becomes a GET, or leads the key elsewhere
         )
+        if api_key is None:
+            # The SDK takes a key from the process's environment unasked; only the caller's counts.
+            self._client._client.headers.pop("authorization", None)
 
     @property
     def model(self) -> str:

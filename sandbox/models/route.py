@@ -48,7 +48,7 @@ class RetryPolicy:
     """How often one model is asked the same thing, and how long to wait in between."""
 
     max_attempts: int = 4
-    """Calls to one model, the first included."""
+    """Calls to one model, the first included; at least 1."""
     backoff_seconds: float = 0.5
     """Wait after the first failure; doubled after each further one."""
     max_backoff_seconds: float = 8.0
@@ -163,7 +163,7 @@ class Route:
         request = replace(ask.request, max_tokens=max_tokens)
         settle: Callable[[], Settlement] = partial(self._meter.release, reservation)
         try:
-            self._record(_call_event(leg, ask, request, bound))
+            self._record(_call_event(leg, ask, request, bound, reservation))
             settle = partial(self._meter.keep, reservation)
             reply = await leg.provider.complete(request, ask.on_text)
             if (usage := reply.usage) is not None:
@@ -245,7 +245,9 @@ def _actual(price: Price, usage: Usage) -> dict[str, int]:
     return {"usd_nano": nano, "tokens": usage.input_tokens + usage.output_tokens}
 
 
-def _call_event(leg: _Leg, ask: _Ask, request: ModelRequest, bound: int) -> ModelCall:
+def _call_event(
+    leg: _Leg, ask: _Ask, request: ModelRequest, bound: int, reservation: Reservation
+) -> ModelCall:
     return ModelCall(
         call_id=ask.call_id,
         attempt=ask.attempt,
@@ -253,6 +255,7 @@ def _call_event(leg: _Leg, ask: _Ask, request: ModelRequest, bound: int) -> Mode
         request_blake3=digest_json(request_document(request)).blake3,
         input_tokens_bound=bound,
         max_tokens=request.max_tokens,
+        reservation=reservation.id,
     )
 
 

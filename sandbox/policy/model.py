@@ -171,7 +171,8 @@ class Limits(Section):
     memory_bytes: Annotated[int, Field(ge=32 * MIB)] = 2048 * MIB
     cpus: Annotated[float, Field(gt=0)] = 2.0
     pids: Annotated[int, Field(ge=8)] = 256
-    nofile: Annotated[int, Field(ge=64)] = 1024
+    nofile: Annotated[int, Field(ge=1024)] = 1024
+    """Open files per process. The guest itself needs 1024 to serve overlapping commands and relays."""
     tmpfs_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     """Size of the writable, noexec ``/tmp``."""
     wall_seconds: Annotated[int, Field(ge=1)] = 3600

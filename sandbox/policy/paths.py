@@ -46,12 +46,15 @@ class DenyPatterns:
         ``parent`` is relative and canonical, ``b""`` for the root. For scans: one regular expression
         decides each name, whatever the number of patterns.
         """
-        prefix = parent + b"/" if parent else b""
+        if not names:
+            return {}
+        # NUL is in no name. One decoding for the directory; a name alone is normalised as in its path.
+        texts = decode_path(b"\0".join(names)).split("\0")
+        prefix = decode_path(parent + b"/") if parent else ""
         is_hidden = self._any.match
         hidden: dict[bytes, str] = {}
-        for name in names:
-            text = decode_path(prefix + name)
-            if is_hidden(text) and (pattern := self._first(text)) is not None:
+        for name, text in zip(names, texts, strict=True):
+            if is_hidden(prefix + text) and (pattern := self.match(_join(parent, name))) is not None:
                 hidden[name] = pattern
         return hidden
 
@@ -68,6 +71,10 @@ class DenyPatterns:
             if regex.match(text):
                 return pattern
         return None
+
+
+def _join(parent: bytes, name: bytes) -> bytes:
+    return parent + b"/" + name if parent else name
 
 
 def canonical_path(path: str | bytes) -> bytes | None:

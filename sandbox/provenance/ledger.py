@@ -123,7 +123,7 @@ class Ledger:
         self._check_usable()
         try:
             if not self._is_named:
-                _sync_directory(self.path.parent)
+                sync_directory(self.path.parent)
                 self._is_named = True
             if self._unsynced:
                 os.fdatasync(self._descriptor)
@@ -252,6 +252,15 @@ def read_entries(path: Path) -> Iterator[Entry]:
                 raise RecordError(f"cannot read ledger {path}: line {number}: {exc}") from exc
 
 
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 _HEX = re.compile(r"[0-9a-f]{64}")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
@@ -278,14 +287,6 @@ def _is_canonical(data: dict[str, Any], line: bytes) -> bool:  # JSON of any sha
         return canonical_json(data) == line
     except (ValueError, RecursionError):
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(exc: OSError) -> str:

@@ -31,7 +31,7 @@ def is_owner_alive(owner: str) -> bool:
         return False
     if host != socket.gethostname():
         return True
-    return boot_id == _boot_id() and start_time == _start_time(number)
+    return start_time != "" and boot_id == _boot_id() and start_time == _start_time(number)
 
 
 def _boot_id() -> str:

@@ -22,7 +22,7 @@ from sandbox.digest import Digest, canonical_json, digest_chunks
 from sandbox.errors import RecordError
 from sandbox.events import ModelCall, PatchExported, SessionEnded, SessionStarted
 from sandbox.provenance.keys import PublicKey, SigningKey, find_signer
-from sandbox.provenance.ledger import GENESIS, Entry, read_entries
+from sandbox.provenance.ledger import GENESIS, Entry, read_entries, sync_directory
 
 LEDGER_NAME: Final = "ledger.jsonl"
 PATCH_NAME: Final = "patch.diff"
@@ -254,6 +254,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(descriptor)
         draft.replace(path)
+        sync_directory(path.parent)
     except OSError as exc:
         draft.unlink(missing_ok=True)
         raise RecordError(f"cannot write {path}: {exc.strerror or exc}") from exc

@@ -6,6 +6,7 @@ The ledgers are the truth; nothing is only here, and no decision is made by what
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from sandbox.errors import RecordError, StateError
 from sandbox.events import (
@@ -33,8 +34,12 @@ from sandbox.provenance.statement import LEDGER_NAME
 __all__ = ["LATEST", "SessionRow", "Store", "find_session", "new_session_id", "summarise"]
 
 INDEX_NAME: Final = "index.sqlite"
+LOCK_NAME: Final = "index.lock"
 OPEN_STATUSES: Final = ("running", "interrupted", "unreadable")
 """Statuses that are this index's own; every other is the one SessionEnded states."""
+
+Rows = list[tuple[Any, ...]]
+"""As SQLite returns them, before they are named."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -103,15 +108,11 @@ class Store:
         path = state / INDEX_NAME
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                database = _connect(path)
-            except sqlite3.DatabaseError as exc:
-                if exc.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                    raise
-                # It holds nothing that the ledgers do not.
-                for suffix in ("", "-wal", "-shm"):
-                    path.with_name(INDEX_NAME + suffix).unlink(missing_ok=True)
-                database = _connect(path)
+            with (state / LOCK_NAME).open("a") as lock:
+                # One opens at a time: SQLite answers "locked" at once, without waiting, to whoever comes
+                # while another switches to WAL; and a damaged index must be replaced by one of them only.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                database = _open_or_replace(path)
         except (OSError, sqlite3.Error) as exc:
             raise StateError(f"cannot open index {path}: {exc}; is the state directory writable?") from exc
         return cls(state, database, is_alive)
@@ -135,10 +136,8 @@ class Store:
 
     def refresh(self) -> None:
         """Bring the index up to date: new, changed, still open and removed sessions."""
-        known = {
-            id_: (status, size)
-            for id_, status, size in self._database.execute("SELECT id, status, ledger_bytes FROM sessions")
-        }
+        rows = self._query("SELECT id, status, ledger_bytes FROM sessions")
+        known = {id_: (status, size) for id_, status, size in rows}
         changed = []
         for directory in session_directories(self._state):
             size = _ledger_bytes(directory)
@@ -162,12 +161,22 @@ class Store:
         self, *, limit: int | None = None, status: str | None = None, since: datetime | None = None
     ) -> list[SessionRow]:
         """Return sessions, newest first; ``since`` is a time of start. Call ``refresh`` for the present."""
-        rows = self._database.execute(
+        rows = self._query(
             "SELECT * FROM sessions WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR started_at >= ?2) "
             "ORDER BY id DESC LIMIT ?3",
-            (status, _stamp(since) if since else None, -1 if limit is None else limit),
+            status,
+            _stamp(since) if since else None,
+            -1 if limit is None else limit,
         )
         return [_row(*columns) for columns in rows]
+
+    def _query(self, statement: str, *values: object) -> Rows:
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as exc:
+            raise StateError(
+                f"cannot read the session index: {exc}; remove {self._state / INDEX_NAME}, it is made again"
+            ) from exc
 
     def _put(self, row: SessionRow, size: int) -> None:
         self._database.execute(
@@ -285,6 +294,18 @@ class _Fold:
         except OSError:
             return "interrupted"
         return "running" if is_alive(owner) else "interrupted"
+
+
+def _open_or_replace(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as exc:
+        if exc.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+    # It holds nothing that the ledgers do not.
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -66,10 +67,11 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     if problems and ending.status == "completed":
         ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
     await attempt("close the record", lambda: _record_end(session, ending))
+    told = len(problems)
     result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
     await attempt("seal the record", lambda: _seal(session, result))
     await attempt("remove the workspace layers", lambda: _release(session))
-    return result.model_copy(update={"warnings": [*session.plan.warnings, *problems]})
+    return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
 
 
 async def _stop_guest(session: OpenSession) -> None:
@@ -160,7 +162,7 @@ def _result(
             entries=session.ledger.entries,
             statement=_text(directory.statement),
         ),
-        warnings=[*plan.warnings, *problems],
+        warnings=[*session.warnings, *problems],
     )
 
 
@@ -180,6 +182,7 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 
 async def _release(session: OpenSession) -> None:
     await asyncio.to_thread(release_workspace, session.directory.path)
+    shutil.rmtree(session.directory.egress)
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Ask a person before an effect. The port, the two answers that need no person, and safe display.
+"""Ask a person before an effect: the port, and the two answers that need no person.
 
 An approval is bound to the exact bytes that were shown: the digest of the arguments goes into the
 question and into the event, and the action cannot change in between (it is frozen).
@@ -6,7 +6,6 @@ question and into the event, and the action cannot change in between (it is froz
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,7 +19,7 @@ class Question:
     action_id: str
     tool: str
     text: str
-    """The command line or path, raw: show it through ``escape_for_display`` only."""
+    """The command line or path, raw: it must be shown with its control characters escaped."""
     reason: str
     arguments_blake3: str
 
@@ -54,21 +53,3 @@ class AlwaysYes:
     async def ask(self, question: Question) -> Answer:
         """Approve; policy denials never get here."""
         return Answer(True, "yes_flag")
-
-
-def escape_for_display(text: str) -> str:
-    """Make text safe to show on a terminal: controls, bidi marks and invisibles become ``\\u`` escapes.
-
-    An attacker who writes the command also writes what the reviewer sees; a carriage return or a
-    right-to-left override must not be able to hide half of it.
-    """
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    if character == " ":
-        return character
-    # Cc control, Cf format (bidi, zero width), Cs surrogate, Co private, Cn unassigned, Z* separators.
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}:
-        return repr(character)[1:-1] if character < "\x80" else f"\\u{{{ord(character):x}}}"
-    return character

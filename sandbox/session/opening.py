@@ -11,10 +11,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from sandbox.budget import Meter
-from sandbox.container.image import prepare_image
-from sandbox.container.preflight import check_host
+from sandbox.container.image import ImageSource, prepare_image
+from sandbox.container.preflight import check_host, lost_controls
+from sandbox.container.reaper import reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
@@ -22,10 +24,16 @@ from sandbox.container.spec import (
     PROXY_PORT,
     ContainerSpec,
     Image,
+    OverlayVolume,
     SessionPlaces,
     compile_spec,
 )
-from sandbox.container.workspace import PreparedWorkspace, prepare_workspace, release_workspace
+from sandbox.container.workspace import (
+    PreparedWorkspace,
+    describe_workspace,
+    prepare_workspace,
+    release_workspace,
+)
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
 from sandbox.errors import EngineError, GuestError
@@ -46,12 +54,16 @@ from sandbox.session.result import ResultFold
 HANDSHAKE_SECONDS = 20.0
 
 
+class Engine(Runtime, ImageSource, Protocol):
+    """What a session needs of a container engine."""
+
+
 @dataclass
 class OpenSession:
     """Everything that exists while a session runs; ``closing`` takes it apart again."""
 
     plan: RunPlan
-    runtime: Runtime
+    runtime: Engine
     directory: SessionDirectory
     workspace: PreparedWorkspace
     image: Image
@@ -69,6 +81,8 @@ class OpenSession:
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
     """``time.monotonic()`` when the session opened."""
+    warnings: tuple[str, ...]
+    """What the reader of the result should know, one line each."""
 
     async def guest(self) -> GuestChannel:
         """Wait until the container runs. Raises EngineError or GuestError when it does not."""
@@ -83,7 +97,7 @@ class OpenSession:
 
 
 async def open_session(
-    plan: RunPlan, runtime: Runtime, state: Path, listeners: tuple[Listener, ...] = ()
+    plan: RunPlan, runtime: Engine, state: Path, listeners: tuple[Listener, ...] = ()
 ) -> OpenSession:
     """Make everything a run needs and record that it begins.
 
@@ -91,11 +105,12 @@ async def open_session(
     or HostError, with nothing left behind.
     """
     policy, clock = plan.policy, time.monotonic()
-    check_host(policy, await runtime.facts())
+    facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
+    check_host(policy, facts)
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
-    image = await prepare_image(runtime, plan.image, policy.shell.blocked_commands, state)
+    owner = current_owner()
+    image = await _find_image(plan, runtime, state, owner)
     async with AsyncExitStack() as undo:
-        owner = current_owner()
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
         undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
@@ -103,7 +118,11 @@ async def open_session(
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
         workspace = await asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
         spec = compile_spec(
-            policy, image, _places(directory, workspace, owner), seccomp.text, hosts=_hosts(plan)
+            policy,
+            image,
+            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
+            seccomp.text,
+            hosts=_hosts(plan),
         )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
@@ -133,20 +152,20 @@ async def open_session(
         shell=image.shell,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
         started_clock=clock,
+        warnings=(*plan.warnings, *lost_controls(policy), *workspace.warnings, *reaped.problems),
     )
 
 
-async def describe_container(plan: RunPlan, runtime: Runtime, state: Path) -> str:
+async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str:
     """Return the container spec that a run would ask for, as JSON; nothing is created but the image's index.
 
     Session id and places are shown as ``SESSION``.
     """
     check_host(plan.policy, await runtime.facts())
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
-    image = await prepare_image(runtime, plan.image, plan.policy.shell.blocked_commands, state)
+    image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
-    workspace = PreparedWorkspace.planned(plan.workspace, directory.path)
-    places = _places(directory, workspace, "OWNER")
+    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
     return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
 
 
@@ -154,14 +173,30 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _places(directory: SessionDirectory, workspace: PreparedWorkspace, owner: str) -> SessionPlaces:
+async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -> Image:
+    shell = plan.policy.shell
+    return await prepare_image(
+        runtime,
+        runtime,
+        plan.image,
+        blocked_commands=shell.blocked_commands,
+        allowed_binaries=shell.allowed_binaries,
+        refusal_binary=str(shipped("images/guest/build/refused")),
+        state=state,
+        owner=owner,
+    )
+
+
+def _places(
+    directory: SessionDirectory, workspace: OverlayVolume, uid: int, gid: int, owner: str
+) -> SessionPlaces:
     return SessionPlaces(
         session_id=directory.session_id,
-        workspace=workspace.volume,
+        workspace=workspace,
         guest_binary=str(shipped("images/guest/build/guest")),
         egress_directory=str(directory.egress),
-        uid=workspace.uid,
-        gid=workspace.gid,
+        uid=uid,
+        gid=gid,
         owner=owner,
     )
 

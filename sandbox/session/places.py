@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.errors import StateError
+from sandbox.container.reaper import claim_session
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,8 @@ class SessionDirectory:
 
 
 def create_session_directory(state: Path, session_id: str, owner: str) -> SessionDirectory:
-    """Make a session's directory, readable by its user only, and name its owner for the reaper.
-
-    Raises StateError when the state directory cannot be written.
-    """
-    directory = SessionDirectory(state / "sessions" / session_id)
-    try:
-        (state / "sessions").mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory.path.mkdir(mode=0o700)
-        (directory.path / "owner").write_text(owner + "\n", encoding="utf-8")
-        directory.egress.mkdir(mode=0o755)
-    except OSError as exc:
-        raise StateError(
-            f"cannot create session directory {directory.path}: {exc.strerror}; "
-            "set AGENT_RUNNER_STATE to a directory that can be written"
-        ) from exc
+    """Claim a session's directory, readable by its user only. Raises StateError when it cannot be made."""
+    directory = SessionDirectory(claim_session(state / "sessions", session_id, owner))
+    # The sandbox's user looks a socket up in it; nobody else gets past the session's own directory.
+    directory.egress.mkdir(mode=0o755)
     return directory

@@ -185,7 +185,7 @@ class ResultFold:
         self._actions: dict[str, ActionReport] = {}
         self._usage: dict[str, ModelUsage] = {}
         self._calling: str = ""
-        self._model_reservations: dict[str, str] = {}
+        self._paying: dict[str, str] = {}
         self._egress: dict[tuple[str, int | None, str, str, str], ConnectionReport] = {}
 
     def __call__(self, entry: Entry) -> None:
@@ -198,7 +198,7 @@ class ResultFold:
                 self.ended, self.ended_at = event, entry.time
             case ToolCall() | DecisionMade() | ToolResult():
                 self._fold_action(event)
-            case ModelCall() | ModelReply() | ModelCallFailed() | BudgetReserved() | BudgetSettled():
+            case ModelCall() | ModelReply() | ModelCallFailed() | BudgetSettled():
                 self._fold_model(event)
             case EgressConnection():
                 self._fold_egress(event)
@@ -206,7 +206,14 @@ class ResultFold:
                 self.patch = event
             case BreakerTripped():
                 self.breakers.append(event)
-            case ContainerStarted() | ModelFallback() | ConfirmationGiven() | ExecObserved() | PhaseStarted():
+            case (
+                BudgetReserved()
+                | ContainerStarted()
+                | ModelFallback()
+                | ConfirmationGiven()
+                | ExecObserved()
+                | PhaseStarted()
+            ):
                 pass
             case _:
                 assert_never(event)
@@ -257,23 +264,16 @@ class ResultFold:
             changes = {name: getattr(event, name) for name in names}
         self._actions[event.action_id] = known.model_copy(update=changes)
 
-    def _fold_model(
-        self, event: ModelCall | ModelReply | ModelCallFailed | BudgetReserved | BudgetSettled
-    ) -> None:
+    def _fold_model(self, event: ModelCall | ModelReply | ModelCallFailed | BudgetSettled) -> None:
         match event:
-            case BudgetReserved():
-                if "usd_nano" in event.amounts or "tokens" in event.amounts:
-                    self._model_reservations[event.reservation] = ""
             case ModelCall(model=model):
                 self._calling = model
-                for reservation, known in self._model_reservations.items():
-                    if not known:
-                        self._model_reservations[reservation] = model
+                self._paying[event.reservation or ""] = model
                 self._count(model, calls=1)
             case BudgetSettled():
-                settled_for = self._model_reservations.pop(event.reservation, None)
-                if settled_for is not None:
-                    self._count(settled_for or self._calling, nano=event.amounts.get("usd_nano", 0))
+                # Reservations of other things than model calls are in nobody's account here.
+                if (payer := self._paying.pop(event.reservation, None)) is not None:
+                    self._count(payer, nano=event.amounts.get("usd_nano", 0))
             case ModelReply():
                 self._count(
                     self._calling,

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import cast
 
 from sandbox.budget import Meter
-from sandbox.container.runtime import Runtime
 from sandbox.errors import GuestError, HostError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.confirm import Confirmer
 from sandbox.session.effects import Shell
-from sandbox.session.opening import OpenSession, open_session
+from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import RunResult, RunStatus
@@ -42,7 +41,7 @@ Work = Callable[[Session], Awaitable[str]]
 
 async def run_session(
     plan: RunPlan,
-    runtime: Runtime,
+    runtime: Engine,
     work: Work,
     *,
     state: Path,

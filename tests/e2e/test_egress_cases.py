@@ -233,3 +233,42 @@ def test_an_invalid_policy_is_refused_when_it_loads(case: dict[str, Any]) -> Non
     assert invalid_patterns(policy)
     with pytest.raises(PolicyError):
         Gateway(policy, Path("proxy.sock"), lambda event: None)
+
+
+# The same request-level rules hold where no TLS has to be opened: the plain-HTTP path skips none of them.
+INNER = [case for case in _cases() if case["class"] in ("l7", "l7-path", "smuggling")]
+NOT_PLAIN = {
+    "l7-11": "an https target inside a tunnel has no plain counterpart",
+    "smug-24": "llhttp takes any 64-bit size; the body is streamed and framed anew",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    _params([case for case in INNER if case["request"]["kind"] == "inner" and case["id"] not in NOT_PLAIN]),
+)
+async def test_a_request_case_holds_on_plain_http(case: dict[str, Any], tmp_path: Path) -> None:
+    request, expected = case["request"], case["expect"]
+    host = request["target"].rpartition(":")[0]
+    entries = [{**entry, "ports": [80]} for entry in case["policy"]["allow"]]
+    policy = network(entries, enforce_tls=False)
+    data = request["data"]
+    for method in ("GET", "POST", "DELETE", "TRACE", "get"):
+        data = data.replace(f"{method} /", f"{method} http://{host}/")
+    async with world(policy, tmp_path) as here:
+        client = await here.client()
+        await client.send(data.encode("latin-1"))
+        answers = [await client.answer() for _ in expected.get("per_request", ["only"])]
+        await client.receive() if expected.get("connection_closed") else None
+        reasons = {
+            "path": {"path_not_allowed", "bad_request"},
+            "upgrade": {"upgrade", "ok"},  # an offer of h2c is dropped
+        }.get(expected["reason"], {expected["reason"]})
+        assert answers[-1].reason in reasons
+        if answers[-1].reason != "ok":
+            assert answers[-1].status == expected.get("status", answers[-1].status)
+            assert len(here.plain_origin.requests) == len(answers) - 1
+        else:
+            assert len(here.plain_origin.requests) == 1
+            assert b"upgrade" not in here.plain_origin.requests[0].lower()
+            assert b"override" not in here.plain_origin.requests[0].lower()

@@ -170,7 +170,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _probe(run: Run, options: list[str], uid: int, image: str) -> Verdicts:
     scratch = f"rw,nosuid,nodev,size=16m,uid={uid},gid={uid}"
-    done = run(*options, "--tmpfs", f"/work:{scratch}", "--tmpfs", f"/mnt:{scratch}", image)
+    done = run(*options, "--tmpfs", f"/scratch:{scratch}", "--tmpfs", f"/mnt:{scratch}", image)
     assert done.returncode == 0, f"the probe program did not finish: {done.stderr}"
     lines = [line.split() for line in done.stdout.splitlines()]
     return {name: (verdict, detail) for name, verdict, detail in lines}

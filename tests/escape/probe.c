@@ -60,7 +60,7 @@ enum {
 };
 
 #define HIGH (1UL << 32) /* a filter sees it, an int argument does not */
-#define WORK "/work/"
+#define SCRATCH "/scratch/"
 #define MOUNTS "/mnt" /* a scratch mount of its own: the control really mounts and unmounts there */
 
 /* 0 worked, else -errno: the shape of every probe. */
@@ -90,7 +90,7 @@ static pid_t victim(void)
 
 static int scratch_file(void)
 {
-    int fd = open(WORK "f", O_RDWR | O_CREAT, 0600);
+    int fd = open(SCRATCH "f", O_RDWR | O_CREAT, 0600);
     if (fd < 0)
         unprepared("file");
     return fd;
@@ -175,8 +175,8 @@ static long mnt_pivot_root(void) { return CALL(SYS_pivot_root, "/none", "/none")
 static long mnt_statmount(void) { return CALL(NR_statmount, 0, 0, 0, 0); }
 static long mknod_as(unsigned long mode, dev_t device)
 {
-    unlink(WORK "node");
-    return CALL(SYS_mknodat, AT_FDCWD, WORK "node", mode, device);
+    unlink(SCRATCH "node");
+    return CALL(SYS_mknodat, AT_FDCWD, SCRATCH "node", mode, device);
 }
 static long mnt_overlay_whiteout(void) { return mknod_as(S_IFCHR, 0); }
 static long hb_mknod(void) { return mknod_as(S_IFCHR | 1UL << 16 | HIGH, 0); }
@@ -184,24 +184,24 @@ static long dev_mknod_char(void) { return mknod_as(S_IFCHR, makedev(1, 1)); }
 static long dev_mknod_block(void) { return mknod_as(S_IFBLK, makedev(254, 0)); }
 static long mknod_socket(void) { return mknod_as(S_IFSOCK, 0); }
 #ifdef SYS_mknod
-static long mknod_old_call(void) { unlink(WORK "node"); return CALL(SYS_mknod, WORK "node", S_IFCHR, 0); }
+static long mknod_old_call(void) { unlink(SCRATCH "node"); return CALL(SYS_mknod, SCRATCH "node", S_IFCHR, 0); }
 #endif
 static long mnt_trusted_xattr(void)
 {
     scratch_file();
-    return outcome(setxattr(WORK "f", "trusted.overlay.opaque", "y", 1, 0));
+    return outcome(setxattr(SCRATCH "f", "trusted.overlay.opaque", "y", 1, 0));
 }
 static long priv_file_caps(void)
 {
     static const uint32_t caps[5] = {0x02000001, 1 << 21, 0, 0, 0};
     scratch_file();
-    return outcome(setxattr(WORK "f", "security.capability", caps, sizeof caps, 0));
+    return outcome(setxattr(SCRATCH "f", "security.capability", caps, sizeof caps, 0));
 }
 
 /* ---- identity ---- */
 static long priv_setuid_0(void) { return CALL(SYS_setuid, 0); }
 static long priv_setgroups(void) { gid_t none = 0; return CALL(SYS_setgroups, 1, &none); }
-static long priv_chown(void) { scratch_file(); return outcome(chown(WORK "f", 4242, 4242)); }
+static long priv_chown(void) { scratch_file(); return outcome(chown(SCRATCH "f", 4242, 4242)); }
 static long priv_read_implies_exec(void) { return CALL(SYS_personality, READ_IMPLIES_EXEC); }
 static long priv_aslr_off(void) { return CALL(SYS_personality, ADDR_NO_RANDOMIZE); }
 static long hb_personality(void) { return CALL(SYS_personality, READ_IMPLIES_EXEC | HIGH); }
@@ -245,7 +245,7 @@ static long sys_name_to_handle(void)
 {
     struct handle handle = {{sizeof handle.body, 0}, {0}};
     int mount_id;
-    return CALL(SYS_name_to_handle_at, AT_FDCWD, "/work", &handle, &mount_id, 0);
+    return CALL(SYS_name_to_handle_at, AT_FDCWD, "/scratch", &handle, &mount_id, 0);
 }
 static long sys_init_module(void) { return CALL(SYS_init_module, 0, 0, ""); }
 static long sys_finit_module(void) { return CALL(SYS_finit_module, -1, "", 0); }
@@ -466,7 +466,7 @@ static long need_openat2(void)
 static long need_openat2_refuses(void)
 {
     uint64_t how[3] = {O_RDONLY, 0, 8};
-    int directory = open("/work", O_PATH | O_DIRECTORY);
+    int directory = open("/scratch", O_PATH | O_DIRECTORY);
     long fd = syscall(NR_openat2, directory, "../proc", how, sizeof how);
     return fd < 0 && errno == EXDEV ? 0 : -EINVAL;
 }
@@ -517,7 +517,7 @@ static long need_limits(void)
 }
 static long need_unix_socket(void)
 {
-    struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = WORK "s"};
+    struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = SCRATCH "s"};
     int pair[2], fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     unlink(name.sun_path);
     if (fd < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
@@ -541,7 +541,7 @@ static long loopback(int family, int type)
 static long need_tcp(void) { return loopback(AF_INET, SOCK_STREAM); }
 static long need_udp(void) { return loopback(AF_INET, SOCK_DGRAM); }
 static long need_tcp6(void) { return sock(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP); }
-static long need_fifo(void) { unlink(WORK "p"); return outcome(mkfifo(WORK "p", 0600)); }
+static long need_fifo(void) { unlink(SCRATCH "p"); return outcome(mkfifo(SCRATCH "p", 0600)); }
 static long need_terminal(void)
 {
     struct winsize size = {24, 80, 0, 0};
@@ -569,10 +569,10 @@ static long need_batch(void)
     struct sched_param none = {0};
     return CALL(SYS_sched_setscheduler, 0, SCHED_BATCH, &none);
 }
-static long need_xattr(void) { scratch_file(); return outcome(setxattr(WORK "f", "user.a", "b", 1, 0)); }
+static long need_xattr(void) { scratch_file(); return outcome(setxattr(SCRATCH "f", "user.a", "b", 1, 0)); }
 static long need_copy(void)
 {
-    int from = scratch_file(), to = open(WORK "g", O_WRONLY | O_CREAT, 0600);
+    int from = scratch_file(), to = open(SCRATCH "g", O_WRONLY | O_CREAT, 0600);
     if (write(from, "x", 1) != 1)
         return -errno;
     loff_t start = 0;

@@ -1,4 +1,4 @@
-"""Attack the kernel from the agent's container; "blocked" counts only where a permissive container lets it by."""
+"""Attack the kernel from the agent's container; "blocked" counts only where a permissive one lets it by."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from sandbox.digest import blake3_hex, canonical_json
 from sandbox.provenance.keys import PublicKey, SigningKey, signing_key
 from sandbox.provenance.ledger import GENESIS
-from sandbox.provenance.statement import seal_session
+from sandbox.provenance.statement import seal, seal_session
 from sandbox.provenance.verify import Verification, verify_ledger, verify_session
 from tests.unit.provenance.recorded import (
     SESSION,
@@ -199,6 +199,15 @@ def test_a_chain_written_anew_is_found_only_by_the_sealed_head(recorded: Recorde
     assert "sealed" in (found.problem or "")
 
 
+@pytest.mark.parametrize("line", LINES[1:])
+def test_a_time_before_the_line_above_is_found(recorded: Recorded, line: int) -> None:
+    content = [*recorded.lines]
+    content[line - 1] = content[line - 1].replace(b'"time":"2026', b'"time":"2025')
+    found = recorded.judge(chain_anew(content), is_sealed=False)
+    assert (found.is_valid, found.line) == (False, line)
+    assert found.problem == f"line {line}: its time is before the line above"
+
+
 def test_a_sealed_head_alone_tells_what_was_added_and_what_was_cut(recorded: Recorded) -> None:
     head = blake3_hex(recorded.lines[4])
     recorded.path.write_bytes(b"".join(line + b"\n" for line in recorded.lines[:7]))
@@ -286,6 +295,31 @@ def test_a_statement_signed_anew_with_another_key_is_refused(session: Path, tmp_
     write_result(session, head=ledger.head, entries=ledger.entries)
     seal_session(session, thief, head=ledger.head, entries=ledger.entries, runner_version="0.1.0")
     assert problems(session, thief.public) == set()  # complete in itself: only the key gives it away
+    assert problems(session) == {"statement"}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"spent": {}}, {"status": "refused"}, {"image_id": "sha256:other"}, {"models": []}, {"patch": None}],
+)
+def test_a_signed_statement_that_says_something_else_than_the_ledger_is_found(
+    session: Path, lie: dict[str, object]
+) -> None:
+    statement = verify_session(session).statement
+    assert statement is not None
+    lying = statement.model_copy(update={"predicate": statement.predicate.model_copy(update=lie)})
+    (session / "statement.json").write_bytes(seal(lying, signing_key(session.parent.parent)))
+    found = verify_session(session)
+    assert [problem.message for problem in found.problems] == [
+        f"the statement's {next(iter(lie))} is not the ledger's"
+    ]
+
+
+def test_a_statement_about_no_ledger_is_not_enough(session: Path) -> None:
+    statement = verify_session(session).statement
+    assert statement is not None
+    without = statement.model_copy(update={"subject": statement.subject[1:]})
+    (session / "statement.json").write_bytes(seal(without, signing_key(session.parent.parent)))
     assert problems(session) == {"statement"}
 
 

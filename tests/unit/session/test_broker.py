@@ -5,20 +5,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sandbox.guest.channel import GuestChannel
-from sandbox.provenance.ledger import Ledger
-from sandbox.provenance.verify import verify_ledger
 
 from sandbox.budget import Meter
 from sandbox.errors import GuestError, RecordError, ToolCallsExhausted
 from sandbox.events import ConfirmationGiven, DecisionMade, Event
+from sandbox.guest.channel import GuestChannel
 from sandbox.policy.decide import deny
 from sandbox.policy.model import FilesystemPolicy, Policy, ShellPolicy
+from sandbox.provenance.ledger import Ledger
+from sandbox.provenance.verify import verify_ledger
 from sandbox.session.actions import Action, CreateFile, Operation, ReadFile, RunCommand, Scrutiny, Unavailable
 from sandbox.session.broker import Broker
 from sandbox.session.confirm import AlwaysYes, Answer, Confirmer, NobodyThere, Question
 from sandbox.session.effects import Shell
 from sandbox.session.recorder import Recorder
+from tests.unit.session.started import STARTED
 
 POLICY = Policy(
     name="test",
@@ -42,6 +43,7 @@ class Bench:
         self.path = directory / "ledger.jsonl"
         self.ledger = Ledger.create(self.path, clock=lambda: datetime.now(UTC))
         self.events: list[Event] = []
+        self.ledger.append(STARTED)
         self.recorder = Recorder(self.ledger, (lambda entry: self.events.append(entry.event),))
         self.meter = Meter({"tool_calls": 3})
 
@@ -183,9 +185,6 @@ async def test_what_cannot_be_recorded_is_not_done(bench: Bench, monkeypatch: py
 
 
 async def test_the_brokers_own_order_satisfies_the_verifier(bench: Bench) -> None:
-    from tests.unit.session.started import STARTED
-
-    bench.recorder.record(STARTED)
     await bench.broker(CONFIRMING).perform(action(RunCommand("git status")))
     bench.ledger.sync()
     assert verify_ledger(bench.path).problem is None

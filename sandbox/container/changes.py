@@ -1,0 +1,301 @@
+"""Read what a session changed: its upper layer against the tree it started from. D4
+
+The upper layer is hostile: the task made every name, mode, link and attribute in it. Nothing is followed
+and no file is opened whose kind is not known; what a patch cannot carry, or may not, is withheld with a
+reason and never dropped in silence. The user's directory is read only where the manifest of the
+session's start says that a file was visible then and is the same now.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sandbox.container.beneath import list_directory, open_beneath, opened
+from sandbox.container.survey import manifest_record
+from sandbox.errors import WorkspaceError
+from sandbox.policy.paths import PATH_MAX, DenyPatterns
+
+FILE_BYTES_MAX = 64 * 1024 * 1024
+"""A larger file, before or after, is withheld."""
+TOTAL_BYTES_MAX = 256 * 1024 * 1024
+"""Content read for one patch, before and after together; what comes later is withheld."""
+
+REGULAR, EXECUTABLE, SYMLINK = 0o100644, 0o100755, 0o120000
+
+_OPAQUE = (b"user.overlay.opaque", b"trusted.overlay.opaque")
+_INDIRECT = frozenset(
+    f"{space}.overlay.{mark}" for space in ("user", "trusted") for mark in ("redirect", "metacopy")
+)
+_GIT_FOLDER = "git takes no patch to a repository's own folder"
+_CHANGED_MEANWHILE = "it changed on the host after the session began; copy it from the session by hand"
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """A change that is not in the patch."""
+
+    path: bytes
+    """Relative to the workspace; everything beneath it is withheld too."""
+    reason: str
+
+    @property
+    def shown(self) -> str:
+        """The path as text; bytes that are not UTF-8 as ``\\xNN``."""
+        return self.path.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One file as git sees it."""
+
+    mode: int
+    content: bytes
+    """A symlink's content is its target."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path, before and after; ``None`` is absent. The two differ."""
+
+    path: bytes
+    before: Version | None
+    after: Version | None
+
+
+@dataclass
+class Changes:
+    """All a session changed, in path order."""
+
+    changes: list[Change] = field(default_factory=list)
+    withheld: list[Withheld] = field(default_factory=list)
+
+
+def find_changes(upper: int, workspace: int, manifest: dict[bytes, bytes], patterns: DenyPatterns) -> Changes:
+    """Compare an upper layer with the user's directory; both are open directories.
+
+    ``manifest`` maps each path visible at the start to its record. Changes of owner, time and extended
+    attributes, folder modes and empty folders are not changes to git. Raises WorkspaceError when the
+    layer was made by a mount that hides content in attributes.
+    """
+    return _Comparison(upper, workspace, manifest, patterns).run()
+
+
+def is_refused_by_git(path: bytes) -> bool:
+    """Whether git takes no such path in a patch: a ``.git`` in any spelling some filesystem accepts."""
+    # Backslashes separate on Windows, and git judges them as such everywhere.
+    text = re.sub("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]", "", path.decode("utf-8", "replace"))
+    return any(
+        segment.split(":", 1)[0].rstrip(". ").casefold() in (".git", "git~1")
+        for segment in re.split(r"[/\\]", text)
+    )
+
+
+class _Comparison:
+    def __init__(
+        self, upper: int, workspace: int, manifest: dict[bytes, bytes], patterns: DenyPatterns
+    ) -> None:
+        self.upper = upper
+        self.workspace = workspace
+        self.manifest = manifest
+        self.ordered = sorted(manifest)
+        self.patterns = patterns
+        self.result = Changes()
+        self.after: dict[bytes, os.stat_result] = {}
+        """Files and symlinks of the upper layer."""
+        self.replaced: list[bytes] = []
+        """Paths whose whole former content is gone: whiteouts, opaque directories, changed kinds."""
+        self.refused: set[bytes] = set()
+        """Changed paths that git would not take."""
+        self.bytes_left = TOTAL_BYTES_MAX
+
+    def run(self) -> Changes:
+        pending = [b""]
+        while pending:
+            self._read_directory(pending.pop(), pending)
+        gone = {path for top in self.replaced for path in self._former_files(top)} - self.after.keys()
+        for path in sorted(gone | self.after.keys()):
+            if path in self.after or not self._is_refused(path):
+                self._compare(path)
+        for path in self.refused:
+            self._withhold(path, _GIT_FOLDER)
+        self.result.withheld.sort(key=lambda item: item.path)
+        return self.result
+
+    def _read_directory(self, path: bytes, pending: list[bytes]) -> None:
+        names = list_directory(self.upper, path)
+        hidden = self.patterns.match_names(path, names)
+        with opened(path, os.O_DIRECTORY | os.O_RDONLY, directory=self.upper) as directory:
+            self._check_marks(directory, path)
+            for name in names:
+                child = path + b"/" + name if path else name
+                entry = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if name in hidden:
+                    # A whiteout there only says that the task removed what it had made itself.
+                    if not _is_whiteout(entry):
+                        self._withhold(child, f"the policy hides it with {hidden[name]!r}")
+                elif len(child) > PATH_MAX:
+                    self._withhold(child[:200] + b"...", "its path is longer than a patch can name")
+                elif is_refused_by_git(name):
+                    self.refused.add(child)
+                elif stat.S_ISDIR(entry.st_mode):
+                    pending.append(child)
+                    self._enter_directory(child)
+                else:
+                    self._read_entry(child, entry)
+
+    def _check_marks(self, directory: int, path: bytes) -> None:
+        marks = set(os.listxattr(directory))
+        if marks & _INDIRECT:
+            raise WorkspaceError(
+                f"cannot read the changes in {_shown(path)!r}: the overlay was mounted without userxattr "
+                "and moved folders by reference; mount it with the volume's own flags"
+            )
+        if any(mark.decode() in marks and os.getxattr(directory, mark) in (b"y", b"x") for mark in _OPAQUE):
+            self.replaced.append(path)
+
+    def _enter_directory(self, path: bytes) -> None:
+        if (record := self.manifest.get(path)) is not None and not _is_directory(record):
+            self.replaced.append(path)
+        elif record is None and not self._has_entries(path):
+            self._withhold(path, "git carries no empty folder")
+
+    def _has_entries(self, path: bytes) -> bool:
+        return bool(list_directory(self.upper, path))
+
+    def _read_entry(self, path: bytes, entry: os.stat_result) -> None:
+        if _is_whiteout(entry):
+            self.replaced.append(path)
+        elif stat.S_ISREG(entry.st_mode) or stat.S_ISLNK(entry.st_mode):
+            self.after[path] = entry
+            self.replaced.append(path)
+        else:
+            self._withhold(path, "a socket, FIFO or device cannot be in a patch")
+
+    def _former_files(self, top: bytes) -> Iterator[bytes]:
+        """Yield the files that were at or beneath a path when the session began."""
+        if top in self.manifest and not _is_directory(self.manifest[top]):
+            yield top
+        prefix = top + b"/" if top else b""
+        at = bisect.bisect_left(self.ordered, prefix)
+        while at < len(self.ordered) and self.ordered[at].startswith(prefix):
+            if not _is_directory(self.manifest[self.ordered[at]]):
+                yield self.ordered[at]
+            at += 1
+
+    def _is_refused(self, path: bytes) -> bool:
+        """Whether a former file stays as it is on the host; what a repository loses is said once."""
+        segments = path.split(b"/")
+        for depth, segment in enumerate(segments, 1):
+            if is_refused_by_git(segment):
+                self.refused.add(b"/".join(segments[:depth]))
+                return True
+        return self.patterns.match(path) is not None
+
+    def _compare(self, path: bytes) -> None:
+        try:
+            before = self._former_version(path)
+            after = self._current_version(path)
+        except _CannotCarry as exc:
+            self._withhold(path, str(exc))
+            return
+        if before != after:
+            self.result.changes.append(Change(path, before, after))
+
+    def _former_version(self, path: bytes) -> Version | None:
+        """Read a file of the user's directory, which must be what it was at the start."""
+        record = self.manifest.get(path)
+        if record is None or _is_directory(record):
+            # Either it did not exist, or it was a folder: then its files count, one by one.
+            if record is None and self._exists_on_host(path):
+                raise _CannotCarry("it is on the host, but was hidden or absent when the session began")
+            return None
+        version, now = self._read(self.workspace, path)
+        if now != record:
+            raise _CannotCarry(_CHANGED_MEANWHILE)
+        return version
+
+    def _current_version(self, path: bytes) -> Version | None:
+        if (entry := self.after.get(path)) is None:
+            return None
+        version, _ = self._read(self.upper, path)
+        if entry.st_mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(entry.st_mode):
+            self._withhold(path, "its set-user-id and set-group-id bits; the file itself is in the patch")
+        if version.mode == SYMLINK and _is_git_file(path):
+            raise _CannotCarry("git takes no symlink of that name")
+        return version
+
+    def _exists_on_host(self, path: bytes) -> bool:
+        try:
+            os.close(open_beneath(self.workspace, path, os.O_PATH | os.O_NOFOLLOW))
+        except OSError as exc:
+            # ENOTDIR, ELOOP: a parent is a file or a link there; the file itself cannot be.
+            return exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return True
+
+    def _read(self, root: int, path: bytes) -> tuple[Version, bytes]:
+        """Read one file or symlink beneath a root; return it with its manifest record."""
+        try:
+            with opened(path, os.O_PATH | os.O_NOFOLLOW, directory=root) as handle:
+                entry = os.fstat(handle)
+                if stat.S_ISLNK(entry.st_mode):
+                    target = os.readlink(b"", dir_fd=handle)
+                    return Version(SYMLINK, target), manifest_record(path, entry, target)
+                if not stat.S_ISREG(entry.st_mode):
+                    raise _CannotCarry(_CHANGED_MEANWHILE)
+                content = self._read_content(root, path, handle)
+        except OSError as exc:
+            if root == self.workspace and exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise _CannotCarry(_CHANGED_MEANWHILE) from exc
+            raise _CannotCarry(f"it cannot be read: {exc.strerror}") from exc
+        mode = EXECUTABLE if entry.st_mode & 0o100 else REGULAR
+        return Version(mode, content), manifest_record(path, entry, None)
+
+    def _read_content(self, root: int, path: bytes, handle: int) -> bytes:
+        entry = os.fstat(handle)
+        if entry.st_size > FILE_BYTES_MAX:
+            raise _CannotCarry(f"it has {entry.st_size} bytes; a patch carries {FILE_BYTES_MAX} per file")
+        if entry.st_size > self.bytes_left:
+            raise _CannotCarry(f"the patch is full: it carries {TOTAL_BYTES_MAX} bytes of files in all")
+        if root == self.upper and set(os.listxattr(f"/proc/self/fd/{handle}")) & _INDIRECT:
+            raise _CannotCarry("the overlay kept its content elsewhere; mount with the volume's own flags")
+        if root == self.upper and not entry.st_mode & 0o400 and os.geteuid() == entry.st_uid:
+            os.chmod(f"/proc/self/fd/{handle}", stat.S_IMODE(entry.st_mode) | 0o400)
+        # Through the handle: the file that was judged is the file that is read.
+        descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+        if len(content) > FILE_BYTES_MAX:
+            raise _CannotCarry("it grew while it was read")
+        self.bytes_left -= len(content)
+        return content
+
+    def _withhold(self, path: bytes, reason: str) -> None:
+        self.result.withheld.append(Withheld(path, reason))
+
+
+class _CannotCarry(Exception):
+    """Why one path stays out of the patch."""
+
+
+def _is_whiteout(entry: os.stat_result) -> bool:
+    return stat.S_ISCHR(entry.st_mode) and entry.st_rdev == 0
+
+
+def _is_directory(record: bytes) -> bool:
+    return stat.S_ISDIR(int(record.split(b" ", 1)[0], 8))
+
+
+def _is_git_file(path: bytes) -> bool:
+    """Whether git refuses a symlink of that name: its own files, in any spelling."""
+    name = path.rpartition(b"/")[2].decode("utf-8", "replace").casefold().rstrip(". ")
+    return name.startswith((".gitmodules", "gitmod~", "gi7eba~"))
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace") or "."
