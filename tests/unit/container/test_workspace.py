@@ -26,6 +26,7 @@ from sandbox.container.workspace import (
     prepare_workspace,
     release_workspace,
 )
+from sandbox.digest import blake3_hex
 from sandbox.errors import StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
 
@@ -153,6 +154,7 @@ def test_a_pattern_is_taken_from_names_that_are_not_text(workspace: Path, sessio
     assert b".env\xff" in mask
     assert b"\xff\xfe.env" not in mask
     assert prepared.files == 5
+    assert prepared.base_tree_blake3 == blake3_hex((session / "base.tree").read_bytes())
     manifest = dict(read_manifest((session / "base.tree").read_bytes()))
     assert {b"new\nline", b'q"uo\\te', b"\xff\xfe.env", b"[id].ts"} < manifest.keys()
 
@@ -170,9 +172,9 @@ def test_a_workspace_path_may_hold_what_mount_options_cannot(
 
 def test_the_base_digest_follows_the_visible_tree_only(workspace: Path, session: Path) -> None:
     def digest() -> str:
-        prepared = prepare_workspace(workspace, SECRETS, session)
+        found = prepare_workspace(workspace, SECRETS, session).base_tree_blake3
         release_workspace(session)
-        return prepared.base_tree_blake3
+        return found
 
     first = digest()
     assert digest() == first
@@ -248,7 +250,11 @@ def test_files_the_sandbox_could_not_read_are_refused_unless_hidden(workspace: P
     (workspace / "src" / "locked").write_text("x")
     (workspace / "src" / "locked").chmod(0)
     with pytest.raises(WorkspaceError, match="src/locked is not readable"):
-        prepare_workspace(workspace, SECRETS, session)
+        check_workspace(workspace, session, SECRETS)
+    prepared = prepare_workspace(workspace, SECRETS, session)
+    with pytest.raises(WorkspaceError, match="src/locked is not readable"):
+        prepared.wait_base_tree()
+    release_workspace(session)
     assert prepare_workspace(workspace, DenyPatterns(["locked"]), session).hidden == 1
 
 
@@ -426,12 +432,12 @@ if step != "end":
     def stop(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     setattr(module, step, stop)
-module.prepare_workspace(Path(sys.argv[1]), DenyPatterns(["**/.env*"]), Path(sys.argv[2]))
+module.prepare_workspace(Path(sys.argv[1]), DenyPatterns(["**/.env*"]), Path(sys.argv[2])).wait_base_tree()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("step", ["_make_mask", "_look_like", "_make_lower", "blake3_hex", "end"])
+@pytest.mark.parametrize("step", ["_make_mask", "_look_like", "_make_lower", "_start_survey", "end"])
 def test_what_a_killed_controller_left_is_released(workspace: Path, session: Path, step: str) -> None:
     before = snapshot(workspace)
     done = subprocess.run([sys.executable, "-c", _PREPARE, str(workspace), str(session), step], check=False)
@@ -445,10 +451,10 @@ def test_what_a_killed_controller_left_is_released(workspace: Path, session: Pat
 def test_a_failure_halfway_leaves_nothing(
     workspace: Path, session: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(content: bytes) -> str:
-        raise OSError(28, "No space left on device", "base.tree")
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "lower")
 
-    monkeypatch.setattr("sandbox.container.workspace.blake3_hex", fail)
+    monkeypatch.setattr("sandbox.container.workspace._start_survey", fail)
     with pytest.raises(StateError, match="No space left"):
         prepare_workspace(workspace, SECRETS, session)
     assert not list(session.iterdir())
