@@ -65,6 +65,8 @@ class ModelCall(EventBase):
     request_blake3: str
     input_tokens_bound: int
     max_tokens: int
+    reservation: str | None = None
+    """The ``BudgetReserved`` that covers it. None: whichever reservation of money or tokens is open."""
 
 
 class ModelReply(EventBase):

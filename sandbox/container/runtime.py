@@ -16,10 +16,18 @@ class ContainerStream(Protocol):
     """The attached stdin, stdout and stderr of PID 1: a duplex byte stream, closed with the container."""
 
     async def read(self) -> tuple[Literal["stdout", "stderr"], bytes]:
-        """Return the next piece; ``("stdout", b"")`` once, at the end. Cancel-safe: no bytes are lost."""
+        """Return the next piece; ``("stdout", b"")`` at the end. Cancel-safe: no bytes are lost.
+
+        The end means that the container has stopped, or that ``close`` was called. A stream that
+        breaks off while the container runs, or because the engine died, raises EngineError.
+        One reader at a time.
+        """
 
     async def write(self, data: bytes) -> None:
-        """Write all of it, or raise EngineError when the container is gone."""
+        """Write all of it, or raise EngineError when the container is gone.
+
+        Cancelling the wait does not cut the data in two: what was begun is written to its end.
+        """
 
     async def close(self) -> None:
         """Close both directions; idempotent."""
@@ -33,7 +41,10 @@ class EngineFacts:
     runtimes: tuple[str, ...]
     has_seccomp: bool
     missing_controls: tuple[str, ...]
-    """Controls it cannot apply, e.g. ``pids: cgroup controller is off``. Empty: all are there."""
+    """Controls it cannot apply, e.g. ``pids: cgroup controller is off``. Empty: all are there.
+
+    A missing swap limit is among them only when this host swaps: without swap the memory limit holds alone.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,17 @@ class Runtime(Protocol):
         """
 
     async def start(self, container_id: str) -> ContainerStream:
-        """Attach, then start; the stream misses nothing."""
+        """Attach, then start; the stream misses nothing.
+
+        What the kernel reports of the started process is compared with the spec once more; a control
+        that is not in force kills the container and raises EngineError.
+        """
 
     async def state(self, container_id: str) -> ContainerState:
         """Ask how a container stands. Raises EngineError when it is unknown."""
 
-    async def remove(self, container_id: str, volume: str | None) -> None:
-        """Kill and remove container and volume; what is gone already is fine."""
+    async def remove(self, container_id: str | None, volume: str | None) -> None:
+        """Kill and remove container and volume; what is gone already is fine. None: not asked for."""
 
     async def owned(self) -> list[Owned]:
         """List all containers and volumes that carry our labels, of any controller."""

@@ -67,7 +67,9 @@ class PreparedWorkspace:
         """
         found = self.survey.result()
         try:
-            _write_once(self.session_directory / MANIFEST, found.manifest)
+            # Not after the release: nothing would remove it again.
+            if (self.session_directory / _MARKER).exists():
+                _write_once(self.session_directory / MANIFEST, found.manifest)
         except OSError as exc:
             raise StateError(
                 f"cannot write in {self.session_directory}: {exc.strerror}; free space there"
@@ -134,6 +136,12 @@ def check_workspace(
     source, identity = _check_places(workspace, session_directory, uid)
     hidden = find_hidden(source, patterns or DenyPatterns(()))
     return survey_workspace(source, hidden.paths, identity).warnings
+
+
+def describe_workspace(workspace: Path, session_directory: Path) -> tuple[OverlayVolume, int, int]:
+    """Return the volume, uid and gid that ``prepare_workspace`` would give; makes nothing."""
+    _, identity = _check_places(workspace, session_directory, None)
+    return _volume(session_directory.resolve()), identity.uid, identity.gid
 
 
 def release_workspace(session_directory: Path) -> None:
@@ -252,15 +260,7 @@ def _build(source: bytes, hidden: Hidden, identity: Identity, session_directory:
     _make_lower(source, hidden.root, identity, session / _LOWER)
     return PreparedWorkspace(
         session_directory=session,
-        volume=OverlayVolume(
-            name=f"agent-runner-{session.name}",
-            lower=(str(session / _MASK), str(session / _LOWER)),
-            upper=str(session / UPPER),
-            work=str(session / _WORK),
-            # userxattr keeps overlayfs's marks where an ordinary user can read them when the patch is
-            # made, and switches redirects and metadata-only copies off: every change is in plain sight.
-            flags=("userxattr", "nosuid", "nodev"),
-        ),
+        volume=_volume(session),
         uid=identity.uid,
         gid=identity.gid,
         hidden=len(hidden.paths),
@@ -288,6 +288,18 @@ def _write_once(path: Path, content: bytes) -> None:
     fresh = path.with_name(path.name + ".new")
     fresh.write_bytes(content)
     os.replace(fresh, path)
+
+
+def _volume(session: Path) -> OverlayVolume:
+    return OverlayVolume(
+        name=f"agent-runner-{session.name}",
+        lower=(str(session / _MASK), str(session / _LOWER)),
+        upper=str(session / UPPER),
+        work=str(session / _WORK),
+        # userxattr keeps overlayfs's marks where an ordinary user can read them when the patch is
+        # made, and switches redirects and metadata-only copies off: every change is in plain sight.
+        flags=("userxattr", "nosuid", "nodev"),
+    )
 
 
 def _make_mask(mask: Path, found: Hidden, identity: Identity) -> None:

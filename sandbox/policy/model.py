@@ -6,13 +6,44 @@ document with ``tool_surface``) become this one type in ``load``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from sandbox.digest import Digest, digest_json
 
+
+def _checked_program(name: str) -> str:
+    """A program is named as it would be called. ``git push`` or ``r*`` would match nothing, silently."""
+    if not re.fullmatch(r"[^\s/*?\[\]{}$`'\"\\;&|<>()=~#-][^\s/*?\[\]{}$`'\"\\;&|<>()=]*|\[", name):
+        raise ValueError(f"{name!r} is not the name of one program (no spaces, options, paths or patterns)")
+    return name
+
+
+def _checked_allowed(name: str) -> str:
+    if name.startswith("./") and re.fullmatch(r"\./[^\s*?\[\]{}$`'\"\\;&|<>()=]+", name):
+        if ".." in name.split("/"):
+            raise ValueError(f"{name!r} leaves the workspace; name a program inside it")
+        return name
+    return _checked_program(name)
+
+
+def _as_entry(value: object) -> object:
+    return {"host": value} if isinstance(value, str) else value
+
+
+def _as_version(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Text = Annotated[str, Field(min_length=1)]
+Program = Annotated[Text, AfterValidator(_checked_program)]
+"""The name of a program, without directory."""
+AllowedProgram = Annotated[Text, AfterValidator(_checked_allowed)]
+"""The name of a program, or ``./path`` of one in the workspace."""
+Version = Annotated[Text, BeforeValidator(_as_version, json_schema_input_type=Text | float)]
+"""The format's version. A number is read as its text: ``2.1`` is what most people write."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 MIB = 1024 * 1024
 
@@ -26,22 +57,29 @@ class Section(BaseModel):
 class RequestRule(Section):
     """One kind of request that a host with rules accepts; everything else on that host is denied."""
 
-    methods: tuple[Text, ...]
+    methods: Annotated[tuple[Text, ...], Strict(False)]
     """Upper-case HTTP methods; at least one."""
     path: Text
     """A glob on the canonical path: ``*`` within a segment, ``**`` across segments."""
 
 
 class HostEntry(Section):
-    """One allowed destination. A plain string in the policy is an entry with only ``host``."""
+    """One allowed destination. A plain string in the policy is an entry with only ``host``.
+
+    Its lists are not strict about being tuples: turning the string into an entry leaves JSON behind.
+    """
 
     host: Text
     """An exact name, ``*.name`` (one more label) or ``**.name`` (one or more labels)."""
-    ports: tuple[Port, ...] = (443,)
+    ports: Annotated[tuple[Port, ...], Strict(False)] = (443,)
     inspect: bool = False
     """Terminate TLS and judge requests. Not available yet: refused when a session starts."""
-    rules: tuple[RequestRule, ...] = ()
+    rules: Annotated[tuple[RequestRule, ...], Strict(False)] = ()
     """Empty means every request; given means these and nothing else."""
+
+
+AllowedHost = Annotated[HostEntry, BeforeValidator(_as_entry, json_schema_input_type=Text | HostEntry)]
+"""A plain string is an entry with only ``host``."""
 
 
 class Injection(Section):
@@ -57,7 +95,7 @@ class Injection(Section):
 class NetworkPolicy(Section):
     """Which destinations may be reached. Empty means none."""
 
-    allowlist: tuple[HostEntry, ...] = ()
+    allowlist: tuple[AllowedHost, ...] = ()
     denylist: tuple[Text, ...] = ()
     """Host patterns that win over the allowlist."""
     enforce_tls: bool = True
@@ -81,9 +119,9 @@ class FilesystemPolicy(Section):
 class ShellPolicy(Section):
     """Which commands the agent may ask for, and which programs nothing in the container can run."""
 
-    allowed_binaries: tuple[Text, ...] = ()
-    """Program names the agent may name in a command line. Empty means none."""
-    blocked_commands: tuple[Text, ...] = ()
+    allowed_binaries: tuple[AllowedProgram, ...] = ()
+    """Programs the agent may name in a command line; ``./path`` in the workspace. Empty means none."""
+    blocked_commands: tuple[Program, ...] = ()
     """Programs that no process in the container can run. Wins over ``allowed_binaries``."""
     require_confirmation: bool = False
     """Each command needs a person's yes, or a match in ``pre_approved``."""
@@ -133,7 +171,8 @@ class Limits(Section):
     memory_bytes: Annotated[int, Field(ge=32 * MIB)] = 2048 * MIB
     cpus: Annotated[float, Field(gt=0)] = 2.0
     pids: Annotated[int, Field(ge=8)] = 256
-    nofile: Annotated[int, Field(ge=64)] = 1024
+    nofile: Annotated[int, Field(ge=1024)] = 1024
+    """Open files per process. The guest itself needs 1024 to serve overlapping commands and relays."""
     tmpfs_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     """Size of the writable, noexec ``/tmp``."""
     wall_seconds: Annotated[int, Field(ge=1)] = 3600
@@ -162,13 +201,19 @@ class PolicyTest(Section):
     host: str | None = None
     """``name`` (port 443) or ``name:port``."""
 
+    @model_validator(mode="after")
+    def _has_one_subject(self) -> Self:
+        if sum(subject is not None for subject in (self.command, self.path, self.host)) != 1:
+            raise ValueError("a test has exactly one of command, path and host")
+        return self
+
 
 class Policy(Section):
     """Everything one session may do. Built by ``sandbox.policy.load``; never edited afterwards."""
 
     name: Text
     """The profile's name, e.g. ``production``."""
-    version: str = "2.1"
+    version: Version = "2.1"
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Free text of the author; never read by a decision."""
     routing: RoutingPolicy = RoutingPolicy()

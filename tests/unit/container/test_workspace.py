@@ -23,6 +23,7 @@ from sandbox.container.workspace import (
     SANDBOX_UID,
     PreparedWorkspace,
     check_workspace,
+    describe_workspace,
     prepare_workspace,
     release_workspace,
 )
@@ -465,3 +466,17 @@ def test_what_is_returned_can_be_compared(workspace: Path, session: Path) -> Non
     assert isinstance(prepared, PreparedWorkspace)
     assert prepared.volume.upper == str(session / "upper")
     assert prepared.volume.flags == ("userxattr", "nosuid", "nodev")
+
+
+def test_the_survey_can_be_asked_after_the_release_and_leaves_nothing(workspace: Path, session: Path) -> None:
+    prepared = prepare_workspace(workspace, SECRETS, session)
+    release_workspace(session)
+    assert prepared.base_tree_blake3
+    assert not list(session.iterdir())
+
+
+def test_a_described_workspace_is_the_one_that_is_prepared(workspace: Path, session: Path) -> None:
+    described = describe_workspace(workspace, session)
+    assert not session.exists()
+    prepared = prepare_workspace(workspace, SECRETS, session)
+    assert described == (prepared.volume, prepared.uid, prepared.gid)

@@ -1,0 +1,60 @@
+/* What the processes of the guest share. See main.c for who they are. */
+#ifndef AGENT_RUNNER_GUEST_H
+#define AGENT_RUNNER_GUEST_H
+
+#include "protocol.h"
+
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#define PACKET_MAX (1u + DATA_MAX) /* type and body, between PID 1 and a worker */
+#define FILE_LIMIT_MS 10000        /* for one read, list or search; codec.py knows it too */
+#define WRITE_LIMIT_MS 60000
+#define GRACE_MS 10000 /* how long a tree may take to die before the whole container ends */
+
+/* Descriptors at fixed places in every worker; higher ones are closed when it starts. */
+enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_FIRST_FREE = 6 };
+
+struct guest {
+    uint32_t landlock_abi;
+    struct rlimit nofile; /* as the container came with it; what commands get back */
+};
+
+/* Last words on stderr, then the end of this process. Of PID 1: the end of the container. */
+_Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+int64_t now_ms(void);
+void close_from(int first, bool only_on_exec);
+
+/* landlock.c */
+uint32_t landlock_abi(void);
+bool landlock_can_scope(uint32_t abi);
+int landlock_scope(uint32_t abi);
+
+/* beneath.c */
+int open_beneath(const char *path, int flags);
+int open_beneath_strict(const char *path, int flags);
+int open_parent(const char *path, bool must_make, const char **name);
+
+/* tree.c */
+void kill_tree(bool is_scoped);
+size_t kill_strangers(const pid_t *known, size_t count);
+
+/* worker.c: the worker's end of its socket to PID 1 */
+bool packet_try(uint8_t *packet, size_t size);
+void packet_send(uint8_t type, const void *body, size_t size);
+_Noreturn void worker_done(uint8_t type, const struct writer *body);
+_Noreturn void worker_failed(uint8_t type, int error, const char *what);
+size_t packet_receive(uint8_t *type, uint8_t *body, size_t size, bool may_wait);
+
+/* The work of each worker; none returns. */
+_Noreturn void keep_command(const struct guest *guest, const struct spawn *spawn);
+_Noreturn void read_file(const struct read_request *request);
+_Noreturn void write_file(const struct write_request *request);
+_Noreturn void list_files(const struct list_request *request);
+_Noreturn void search_files(const struct search_request *request);
+
+/* relay.c */
+int relay_listen(const struct relay_request *request);
+_Noreturn void relay_serve(const struct config *config, const int *listeners);
+
+#endif

@@ -1,0 +1,65 @@
+"""Put an agent together for one session: schema, models, route, context, loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from sandbox.agent.actions import ActionReader
+from sandbox.agent.context import Context
+from sandbox.agent.loop import Agent
+from sandbox.agent.tools import offered_tools
+from sandbox.models.prices import PriceTable
+from sandbox.models.provider import Provider
+from sandbox.models.registry import open_provider
+from sandbox.models.route import Route
+from sandbox.session.plan import RunPlan
+from sandbox.session.session import Session
+
+
+def agent_work(
+    plan: RunPlan,
+    environ: Mapping[str, str],
+    working_dir: Path,
+    on_text: Callable[[str], None],
+) -> Callable[[Session], Awaitable[str]]:
+    """Return the work of one session. Everything that can be wrong before a session starts raises here.
+
+    Raises PolicyError for an unusable action schema or an unknown model prefix, ModelUnavailable for
+    a missing key or an unpriced model.
+    """
+    policy = plan.policy
+    schema = policy.output.schema_path
+    reader = ActionReader(plan.policy_source.parent / schema if schema else None)
+    prices = PriceTable(policy.prices)
+    primary = open_provider(plan.model, environ=environ, working_dir=working_dir)
+    fallback = None
+    if plan.fallback_model is not None:
+        fallback = open_provider(plan.fallback_model, environ=environ, working_dir=working_dir)
+    for provider in (primary, fallback):
+        if provider is not None:
+            prices.price(provider.model)
+
+    async def work(session: Session) -> str:
+        route = Route(
+            primary,
+            fallback,
+            meter=session.meter,
+            prices=prices,
+            record=session.recorder.record,
+            jitter=random.random,  # spreads retries; nothing secret hangs on it
+        )
+        context = Context(policy, plan.task, offered_tools(policy), policy.session.max_tokens)
+        try:
+            return await Agent(route, session.broker, reader, context, on_text).run()
+        finally:
+            await _close(primary, fallback)
+
+    return work
+
+
+async def _close(*providers: Provider | None) -> None:
+    for provider in providers:
+        if provider is not None:
+            await provider.close()

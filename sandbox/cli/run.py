@@ -1,0 +1,189 @@
+"""``agent-runner run``: one task, one fresh container, one result."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.errors import PolicyError
+
+if TYPE_CHECKING:
+    from sandbox.cli.progress import Progress
+    from sandbox.session.confirm import Confirmer
+    from sandbox.session.plan import RunRequest
+    from sandbox.session.result import RunResult
+
+EXIT_HELP = """\b
+Exit codes:
+    0  completed                 14  invalid_output
+    2  wrong policy or options   15  model_failed
+    3  this host cannot run it   16  sandbox_failed
+   10  budget_exhausted         130  cancelled
+   11  tool_calls_exhausted
+   12  timed_out
+   13  refused
+"""
+
+
+@click.command(epilog=EXIT_HELP)
+@click.option("--task", required=True, help="What the agent shall do, in words.")
+@click.option("--profile", default=None, help="Profile of the policy.  [default: production]")
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="Policy file.  [default: ./agent-policy/PROFILE.yaml, ./agent-policy.yaml, then the shipped one]",
+)
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    help="Directory to work on; never written.  [default: the policy's filesystem.root]",
+)
+@click.option("--model", help="anthropic:NAME, ollama:NAME or script:FILE.  [default: the policy's]")
+@click.option("--fallback-model", help="Takes over when the first is out of retries or out of budget.")
+@click.option(
+    "--budget-limit", "budget_usd", type=click.FloatRange(min=0), metavar="USD", help="Most to spend."
+)
+@click.option("--max-tool-calls", type=click.IntRange(min=0), metavar="N", help="Most tool calls.")
+@click.option("--context-window", type=click.IntRange(min=1), metavar="N", help="Most tokens of a prompt.")
+@click.option("--image", default=None, help="Image to run in.  [default: agent-runner/base:latest]")
+@click.option("--yes", is_flag=True, help="Answer yes to every confirmation. Denials stay denials.")
+@click.option("--dry-run", is_flag=True, help="Print the container that would be created, and stop.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    task: str,
+    profile: str | None,
+    policy_file: Path | None,
+    workspace: Path | None,
+    model: str | None,
+    fallback_model: str | None,
+    budget_usd: float | None,
+    max_tool_calls: int | None,
+    context_window: int | None,
+    image: str | None,
+    yes: bool,
+    dry_run: bool,
+    output: str,
+    quiet: bool,
+) -> None:
+    """Run one task in a fresh container under a policy.
+
+    Prints the result on stdout (with --output json one JSON document and nothing else), progress on
+    stderr. The workspace is never written: the changes are a patch, applied by `agent-runner apply`.
+
+    \b
+    Examples:
+      agent-runner run --task "fix the failing test" --workspace . --model script:turns.yaml
+      agent-runner run --task "refactor payment service error handling" --budget-limit 4.50 \\
+          --model anthropic:claude-sonnet-4-6 --fallback-model ollama:llama-3.1-8b \\
+          --max-tool-calls 150 --output json
+    """
+    from sandbox.policy.load import find_policy, load_policy
+    from sandbox.session.plan import DEFAULT_IMAGE, RunRequest
+
+    if not task.strip():
+        raise PolicyError("cannot run an empty task: say in --task what shall be done")
+    request = RunRequest(
+        task=task,
+        loaded=load_policy(find_policy(policy_file, profile, Path.cwd()), profile),
+        workspace=workspace,
+        image=image or DEFAULT_IMAGE,
+        model=model,
+        fallback_model=fallback_model,
+        budget_usd=budget_usd,
+        max_tool_calls=max_tool_calls,
+        context_window=context_window,
+    )
+    if dry_run:
+        click.echo(asyncio.run(_describe(request)))
+        return
+    result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    _print_result(result, output)
+    ctx.exit(result.exit_code)
+
+
+async def _describe(request: RunRequest) -> str:
+    from sandbox.container.docker import DockerRuntime
+    from sandbox.resources import state_directory
+    from sandbox.session.opening import describe_container
+    from sandbox.session.plan import plan_run
+
+    return await describe_container(plan_run(request), DockerRuntime(), state_directory())
+
+
+async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
+    from sandbox.agent.work import agent_work
+    from sandbox.cli.progress import Progress
+    from sandbox.container.docker import DockerRuntime
+    from sandbox.resources import state_directory
+    from sandbox.session.plan import plan_run
+    from sandbox.session.session import run_session
+
+    plan = plan_run(request)
+    runtime = DockerRuntime()
+    try:
+        with Progress(is_quiet=quiet) as progress, _Interrupts():
+            return await run_session(
+                plan,
+                runtime,
+                agent_work(plan, os.environ, Path.cwd(), progress.on_text),
+                state=state_directory(),
+                confirmer=_confirmer(yes, progress),
+                listeners=(progress,),
+            )
+    finally:
+        await runtime.close()
+
+
+def _confirmer(yes: bool, progress: Progress) -> Confirmer:
+    from sandbox.cli.confirm import TerminalConfirmer
+    from sandbox.session.confirm import AlwaysYes, NobodyThere
+
+    if yes:
+        return AlwaysYes()
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return TerminalConfirmer(progress)
+    return NobodyThere()
+
+
+def _print_result(result: RunResult, output: str) -> None:
+    if output == "json":
+        click.echo(result.model_dump_json(indent=2))
+        return
+    from sandbox.cli.summary import render_summary
+
+    render_summary(result)
+
+
+class _Interrupts:
+    """The first Ctrl-C (or SIGTERM) cancels the run, which then cleans up; the next ones only say so."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._is_stopping = False
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._stop)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        if self._is_stopping:
+            click.echo("agent-runner: already stopping; the container is being removed", err=True)
+            return
+        self._is_stopping = True
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,358 @@
+"""One client connection, from its first byte to its last. D5
+
+The order is the defence: read strictly, decide, resolve, vet, record, dial the vetted address, answer,
+and only then carry bytes. Whatever goes wrong before the answer is a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sandbox.egress.answers import ESTABLISHED, refusal_answer, status_of, tunnel_refusal
+from sandbox.egress.attempt import Attempt, peer_credentials
+from sandbox.egress.forward import RequestBody, exchange, outgoing_head
+from sandbox.egress.request import (
+    RequestHead,
+    check_host,
+    check_upgrade,
+    find_head_end,
+    parse_connect,
+    parse_forward,
+    parse_head,
+)
+from sandbox.egress.resolve import Dialer, PeerMismatch, Resolver, dial_first
+from sandbox.egress.rules import judge_request
+from sandbox.egress.tls import HelloReader, judge_hello
+from sandbox.egress.tunnel import CHUNK_BYTES, BudgetSpent, Traffic, relay
+from sandbox.events import EgressConnection
+from sandbox.policy.addresses import vet_address
+from sandbox.policy.hosts import (
+    Authority,
+    EgressDecision,
+    Refusal,
+    decide_egress,
+    is_denied,
+    is_ip_literal,
+)
+from sandbox.policy.model import NetworkPolicy
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GatewayLimits:
+    """What one session's gateway grants its clients."""
+
+    max_connections: int = 256
+    """Open client connections; further ones are answered 503."""
+    head_seconds: float = 10.0
+    """From the start of a connection, or of waiting for its next request, to a complete head."""
+    hello_seconds: float = 10.0
+    """From the 200 to a complete ClientHello."""
+    resolve_seconds: float = 10.0
+    dial_seconds: float = 10.0
+    """Each address of a name gets this long."""
+    idle_seconds: float = 900.0
+    """Without a byte in either direction, a tunnel is closed."""
+
+
+class RecordUnavailable(Exception):
+    """An event could not be recorded: nothing may happen that it would have described."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the connections of one gateway share."""
+
+    network: NetworkPolicy
+    limits: GatewayLimits
+    resolver: Resolver
+    dialer: Dialer
+    own_addresses: Callable[[], frozenset[str]]
+    record: Callable[[EgressConnection], None]
+    """Raises RecordUnavailable."""
+    account: Callable[[EgressDecision, Authority, int, int], bool]
+    """Called with bytes up and down before they are sent on; False ends the connection."""
+    next_number: Callable[[], int]
+
+
+class Connection:
+    """Serves one client until it closes, is refused, or is cancelled. Closes the client's socket."""
+
+    def __init__(self, client: socket.socket, around: Surroundings) -> None:
+        self._client = client
+        self._around = around
+        self._pending = bytearray()
+        self._pid, self._uid = peer_credentials(client)
+
+    async def serve(self) -> None:
+        """Judge and carry requests, one after the other. Raises nothing but cancellation."""
+        is_first = True
+        try:
+            while await self._serve_one(is_first=is_first):
+                is_first = False
+        except OSError:
+            pass  # the client went away
+        finally:
+            self._client.close()
+
+    async def _serve_one(self, *, is_first: bool) -> bool:
+        head = await self._read_head()
+        if head is None:
+            return False
+        attempt = Attempt(self._around.next_number(), self._pid, self._uid)
+        if isinstance(head, Refusal):
+            # A kept connection that simply falls silent asked for nothing.
+            if is_first or self._pending:
+                await self._refuse(attempt, head, 414 if self._is_line_too_long(head) else None)
+            return False
+        attempt.method = head.method
+        try:
+            if head.method == "CONNECT":
+                await self._serve_connect(head, attempt)
+                return False
+            return await self._serve_forward(head, attempt)
+        except RecordUnavailable:
+            await self._answer(attempt, Refusal("log_unavailable", "the session's record cannot be written"))
+        except Exception as exc:
+            if attempt.is_recorded and isinstance(exc, OSError):
+                raise  # a peer went away
+            # Any failure to decide is a refusal. The client learns nothing of the cause.
+            _LOG.exception("egress connection %d failed in the gateway", attempt.number)
+            if not attempt.is_recorded:
+                await self._refuse(attempt, Refusal("policy_error", "this request could not be judged"))
+        return False
+
+    async def _serve_connect(self, head: RequestHead, attempt: Attempt) -> None:
+        target = parse_connect(head)
+        if isinstance(target, Refusal):
+            await self._refuse(attempt, target)
+            return
+        decision = self._decide(attempt, target)
+        refusal = _refusal_of(decision) or check_host(head, target, target.port)
+        if (
+            refusal is None
+            and decision.entry is not None
+            and (decision.entry.rules or decision.entry.inspect)
+        ):
+            refusal = Refusal("inspection_required", "this host has rules: send plain requests, not a tunnel")
+        upstream = await self._open_upstream(attempt, decision, target, refusal)
+        if upstream is None:
+            return
+        reason: str | Refusal = ""
+        try:
+            await self._send(ESTABLISHED)
+            reason = await self._carry_tunnel(upstream, attempt, target)
+            if isinstance(reason, Refusal):
+                with suppress(OSError):
+                    await self._send(tunnel_refusal(reason, target))
+        except BaseException as exc:
+            reason = _word_of(exc)
+            raise
+        finally:
+            upstream.close()
+            self._record_close(attempt, reason)
+
+    async def _carry_tunnel(
+        self, upstream: socket.socket, attempt: Attempt, target: Authority
+    ) -> str | Refusal:
+        try:
+            if self._around.network.enforce_tls:
+                first = await self._judged_hello(attempt, target)
+                if isinstance(first, Refusal):
+                    return first
+            else:
+                first = bytes(self._pending)
+            if first:
+                await attempt.traffic.send_up(upstream, first)
+        except BudgetSpent:
+            return "budget_spent"
+        return await relay(self._client, upstream, attempt.traffic, self._around.limits.idle_seconds)
+
+    async def _judged_hello(self, attempt: Attempt, target: Authority) -> bytes | Refusal:
+        reader = HelloReader()
+        data = bytes(self._pending)
+        try:
+            async with asyncio.timeout(self._around.limits.hello_seconds):
+                while (hello := reader.feed(data)) is None:
+                    data = await asyncio.get_running_loop().sock_recv(self._client, CHUNK_BYTES)
+                    if not data:
+                        return Refusal(
+                            "tls_malformed", "the client closed before its ClientHello was complete"
+                        )
+        except TimeoutError:
+            return Refusal("timeout", "no complete ClientHello arrived in time")
+        if isinstance(hello, Refusal):
+            return hello
+        attempt.sni = hello.server_name
+        return judge_hello(hello, target.host) or bytes(reader.received)
+
+    async def _serve_forward(self, head: RequestHead, attempt: Attempt) -> bool:
+        request = parse_forward(head)
+        if isinstance(request, Refusal):
+            await self._refuse(attempt, request)
+            return False
+        target, attempt.path = request.authority, request.path
+        if self._around.network.enforce_tls:
+            attempt.target, attempt.rule = target, "network.enforce_tls"
+            await self._refuse(attempt, Refusal("tls_required", "use https; plain HTTP is off (enforce_tls)"))
+            return False
+        decision = self._decide(attempt, target)
+        refusal = _refusal_of(decision) or check_host(head, target, 80) or check_upgrade(head)
+        outgoing, body = b"", None
+        if refusal is None and decision.entry is not None:
+            path = judge_request(decision.entry, head.method, request.path)
+            if isinstance(path, Refusal):
+                refusal = path
+            else:
+                attempt.path = path
+                outgoing = outgoing_head(head, target, path)
+                try:
+                    body = RequestBody(head, outgoing, self._client, self._pending)
+                except ValueError as exc:
+                    refusal = Refusal("bad_request", str(exc))
+        upstream = await self._open_upstream(attempt, decision, target, refusal)
+        if upstream is None or body is None:
+            return False
+        reason: str | Refusal = ""
+        try:
+            outcome = await exchange(
+                self._client,
+                upstream,
+                head,
+                outgoing,
+                body,
+                attempt.traffic,
+                self._around.limits.idle_seconds,
+            )
+            reason = outcome.refusal or outcome.reason
+            if outcome.refusal is not None:
+                await self._answer(attempt, outcome.refusal)
+            return outcome.keeps_client
+        except BaseException as exc:
+            reason = _word_of(exc)
+            raise
+        finally:
+            upstream.close()
+            self._record_close(attempt, reason)
+
+    def _decide(self, attempt: Attempt, target: Authority) -> EgressDecision:
+        attempt.target = target
+        decision = decide_egress(self._around.network, target.host, target.port)
+        attempt.rule = decision.rule
+        attempt.traffic = Traffic(lambda up, down: self._around.account(decision, target, up, down))
+        return decision
+
+    async def _open_upstream(
+        self, attempt: Attempt, decision: EgressDecision, target: Authority, refusal: Refusal | None
+    ) -> socket.socket | None:
+        """Resolve, vet, record and dial; None when the request was refused and answered."""
+        # A refused name is never looked up: the query itself would carry data out.
+        addresses = refusal or await self._vetted_addresses(decision, target)
+        if isinstance(addresses, Refusal):
+            await self._refuse(attempt, addresses)
+            return None
+        attempt.address = addresses[0]
+        self._around.record(attempt.opened())
+        attempt.is_recorded = True
+        failure = Refusal("upstream_unreachable", f"{target.host} does not answer on port {target.port}")
+        try:
+            dialled = await dial_first(
+                self._around.dialer, addresses, target.port, self._around.limits.dial_seconds
+            )
+        except PeerMismatch as exc:
+            dialled, failure = None, Refusal("address_denied", str(exc))
+        except BaseException as exc:
+            self._record_close(attempt, _word_of(exc))
+            raise
+        if dialled is None:
+            self._record_close(attempt, failure)
+            await self._answer(attempt, failure)
+            return None
+        upstream, attempt.address = dialled
+        return upstream
+
+    async def _vetted_addresses(self, decision: EgressDecision, target: Authority) -> list[str] | Refusal:
+        if is_ip_literal(target.host):
+            return [target.host]  # listed as such: the author named this very address
+        try:
+            async with asyncio.timeout(self._around.limits.resolve_seconds):
+                answers = await self._around.resolver.resolve(target.host)
+        except TimeoutError:
+            answers = []
+        if not answers:
+            return Refusal("dns_failure", f"{target.host} has no address")
+        own = self._around.own_addresses()
+        refused = ""
+        vetted = []
+        for address in answers:
+            problem = vet_address(address, is_exact_name=decision.is_exact_name, own_addresses=own)
+            if problem is None and is_denied(self._around.network, address):
+                problem = "an address on the denylist"
+            if problem is None:
+                vetted.append(address)
+            else:
+                refused = f"{target.host} resolves to {problem}"
+        return vetted or Refusal("address_denied", refused)
+
+    async def _read_head(self) -> RequestHead | Refusal | None:
+        """Return the next head, a refusal, or None when the client closed between requests."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._around.limits.head_seconds):
+                while (end := find_head_end(self._pending)) is None:
+                    data = await loop.sock_recv(self._client, CHUNK_BYTES)
+                    if not data:
+                        return (
+                            Refusal("bad_request", "the request head is cut short") if self._pending else None
+                        )
+                    self._pending += data
+        except TimeoutError:
+            return Refusal("timeout", "no complete request head arrived in time")
+        if isinstance(end, Refusal):
+            return end
+        raw = bytes(self._pending[:end])
+        del self._pending[:end]
+        return parse_head(raw)
+
+    def _is_line_too_long(self, refusal: Refusal) -> bool:
+        return refusal.reason == "header_too_large" and b"\r\n" not in self._pending
+
+    async def _refuse(self, attempt: Attempt, refusal: Refusal, status: int | None = None) -> None:
+        try:
+            self._around.record(attempt.opened(refusal))
+            attempt.is_recorded = True
+        except RecordUnavailable:
+            refusal, status = Refusal("log_unavailable", "the session's record cannot be written"), None
+        await self._answer(attempt, refusal, status)
+
+    async def _answer(self, attempt: Attempt, refusal: Refusal, status: int | None = None) -> None:
+        code = status or status_of(refusal.reason, attempt.method or "")
+        await self._send(refusal_answer(refusal, attempt.target, code))
+
+    async def _send(self, data: bytes) -> None:
+        # A client that does not read its own answer is not waited for.
+        async with asyncio.timeout(self._around.limits.head_seconds):
+            await asyncio.get_running_loop().sock_sendall(self._client, data)
+
+    def _record_close(self, attempt: Attempt, reason: str | Refusal) -> None:
+        # Nothing is left to stop: the gateway refuses everything from here on.
+        with suppress(RecordUnavailable):
+            self._around.record(attempt.closed(reason))
+
+
+def _word_of(failure: BaseException) -> str:
+    if isinstance(failure, asyncio.CancelledError):
+        return "cancelled"
+    return "reset" if isinstance(failure, OSError) else "gateway_error"
+
+
+def _refusal_of(decision: EgressDecision) -> Refusal | None:
+    if decision.is_allowed:
+        return None
+    return Refusal(decision.reason, decision.hint or "not allowed by the session's network policy")

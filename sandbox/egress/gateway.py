@@ -1,0 +1,209 @@
+"""The door itself: one Unix socket per session, admission, the record and the byte counts. D5"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from sandbox.egress.answers import refusal_answer, status_of
+from sandbox.egress.attempt import Attempt, peer_credentials
+from sandbox.egress.connection import (
+    Connection,
+    GatewayLimits,
+    RecordUnavailable,
+    Surroundings,
+)
+from sandbox.egress.resolve import Dialer, Resolver, SystemResolver, TcpDialer, own_address_reader
+from sandbox.errors import HostError, PolicyError
+from sandbox.events import EgressConnection
+from sandbox.policy.hosts import Authority, EgressDecision, Refusal, invalid_patterns
+from sandbox.policy.model import HostEntry, NetworkPolicy
+
+__all__ = ["Gateway", "GatewayLimits"]
+
+_BACKLOG = 128
+_MAX_DESTINATIONS = 4096
+_LOG = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Lets one session reach what its policy allows, and nothing else.
+
+    Speaks HTTP CONNECT, and plain HTTP/1.1 where the policy gives up ``enforce_tls``, on a Unix socket
+    that any uid may connect to: who can see the directory it lies in is the caller's decision.
+    """
+
+    bytes_by_destination: dict[str, tuple[int, int]]
+    """Bytes sent up and down by ``name:port``, live. Beyond 4096 names, by the rule that let them pass."""
+
+    def __init__(
+        self,
+        network: NetworkPolicy,
+        socket_path: Path,
+        record: Callable[[EgressConnection], None],
+        *,
+        resolver: Resolver | None = None,
+        own_addresses: frozenset[str] | None = None,
+        limits: GatewayLimits | None = None,
+        charge: Callable[[str, int], bool] | None = None,
+        dialer: Dialer | None = None,
+    ) -> None:
+        """Take the policy; nothing is opened yet.
+
+        ``record`` is called before what it describes happens; when it raises, that does not happen, and
+        nothing passes any more. ``charge(destination, bytes)`` is called before bytes are sent on; a False
+        ends that connection. ``own_addresses`` of None: asked of the kernel, afresh every second.
+        Raises PolicyError for patterns that mean nothing, HostError for what cannot be enforced yet.
+        """
+        if problems := invalid_patterns(network):
+            first = problems[0]
+            raise PolicyError(f"cannot enforce network pattern {first.pattern!r}: {first.message}")
+        _refuse_inspection(network)
+        self.bytes_by_destination = {}
+        self._socket_path = socket_path
+        self._record = record
+        self._charge = charge
+        self._limits = limits or GatewayLimits()
+        self._resolver = resolver or SystemResolver()
+        self._is_record_broken = False
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        numbers = itertools.count(1)
+        self._around = Surroundings(
+            network=network,
+            limits=self._limits,
+            resolver=self._resolver,
+            dialer=dialer or TcpDialer(),
+            own_addresses=own_address_reader() if own_addresses is None else lambda: own_addresses,
+            record=self._record_first,
+            account=self._account,
+            next_number=lambda: next(numbers),
+        )
+
+    async def start(self) -> None:
+        """Listen. Raises HostError when the socket cannot be made; a path that exists is never replaced."""
+        try:
+            self._listener = _bind(self._socket_path)
+        except OSError as exc:
+            raise HostError(
+                f"cannot open the egress socket {self._socket_path}: {exc.strerror or exc}; "
+                "give each session an own, writable directory"
+            ) from exc
+        self._accepting = asyncio.create_task(self._accept(self._listener), name="egress-accept")
+
+    async def stop(self) -> None:
+        """Close the door and drop every tunnel; their close events are recorded. Idempotent."""
+        accepting, self._accepting = self._accepting, None
+        listener, self._listener = self._listener, None
+        running = [task for task in (accepting, *self._connections) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if listener is not None:
+            listener.close()
+            self._socket_path.unlink(missing_ok=True)
+        self._resolver.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as exc:
+                # Out of descriptors or memory: the session must not lose its door for good over it.
+                _LOG.warning("egress gateway could not accept a connection: %s", exc)
+                await asyncio.sleep(0.1)
+                continue
+            try:
+                self._admit(client)
+            except Exception:
+                _LOG.exception("egress gateway could not serve a connection")
+                client.close()
+
+    def _admit(self, client: socket.socket) -> None:
+        if len(self._connections) >= self._limits.max_connections:
+            self._turn_away(client)
+            return
+        task = asyncio.create_task(Connection(client, self._around).serve())
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        # A task that is cancelled before its first step never reaches its own ``finally``.
+        task.add_done_callback(lambda _: client.close())
+
+    def _turn_away(self, client: socket.socket) -> None:
+        refusal = Refusal("too_many_connections", f"at most {self._limits.max_connections} at a time")
+        try:
+            self._record_first(Attempt(self._around.next_number(), *peer_credentials(client)).opened(refusal))
+        except RecordUnavailable:
+            refusal = Refusal("log_unavailable", "the session's record cannot be written")
+        with client:
+            # An empty send buffer takes this much at once; a client that went away is no error.
+            try:
+                client.send(refusal_answer(refusal, None, status_of(refusal.reason)))
+            except OSError:
+                return
+
+    def _record_first(self, event: EgressConnection) -> None:
+        if self._is_record_broken:
+            raise RecordUnavailable
+        try:
+            self._record(event)
+        except Exception as exc:
+            # The chain has a hole from here on, so nothing may follow it.
+            self._is_record_broken = True
+            _LOG.exception("egress gateway cannot record; it refuses everything from now on")
+            raise RecordUnavailable from exc
+
+    def _account(self, decision: EgressDecision, target: Authority, up: int, down: int) -> bool:
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        destination = f"{host}:{target.port}"
+        if self._charge is not None and not self._charge(destination, up + down):
+            return False
+        counts = self.bytes_by_destination
+        if destination not in counts and len(counts) >= _MAX_DESTINATIONS:
+            # A wildcard lets a client make up names without end; memory has one.
+            destination = decision.rule
+        before = counts.get(destination, (0, 0))
+        counts[destination] = (before[0] + up, before[1] + down)
+        return True
+
+
+def _refuse_inspection(network: NetworkPolicy) -> None:
+    """Refuse what needs TLS to be opened: running without it would quietly drop the rule."""
+    remedy = "drop it, or restrict the entry to ports: [80] with enforce_tls: false"
+    for entry in network.allowlist:
+        if (entry.inspect or entry.rules) and _has_tls_port(network, entry):
+            word = "rules" if entry.rules else "inspect: true"
+            raise HostError(f"cannot enforce {word} for {entry.host}: TLS is not inspected yet; {remedy}")
+    for injection in network.inject:
+        raise HostError(
+            f"cannot inject {injection.header} for {injection.host}: TLS is not inspected yet; drop the entry"
+        )
+
+
+def _has_tls_port(network: NetworkPolicy, entry: HostEntry) -> bool:
+    return network.enforce_tls or any(port != 80 for port in entry.ports)
+
+
+def _bind(path: Path) -> socket.socket:
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        # Socket addresses end at 108 bytes; a session's directory may lie deeper than that.
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+        # Before listen: nobody connects in between. Any uid, since the sandbox has one of its own.
+        os.chmod(path.name, 0o666, dir_fd=directory)  # noqa: S103  # the directory is the wall
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(directory)
+    return listener

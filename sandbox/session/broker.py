@@ -1,0 +1,166 @@
+"""The only way from the agent to the guest: reserve, record, decide, ask, act, record. D6, D7"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from sandbox.budget import Meter, Shortfall
+from sandbox.digest import blake3_hex
+from sandbox.errors import ToolCallsExhausted
+from sandbox.events import (
+    BreakerTripped,
+    BudgetReserved,
+    BudgetSettled,
+    ConfirmationGiven,
+    DecisionMade,
+    ExecObserved,
+    ToolCall,
+    excerpt,
+)
+from sandbox.guest.channel import GuestChannel
+from sandbox.policy.commands import decide_command
+from sandbox.policy.decide import Decision, allow, confirm, deny, strictest
+from sandbox.policy.model import Policy
+from sandbox.policy.paths import decide_path
+from sandbox.session.actions import (
+    Action,
+    CreateFile,
+    ListFiles,
+    ModifyFile,
+    Outcome,
+    ReadFile,
+    RunCommand,
+    SearchFiles,
+    Unavailable,
+)
+from sandbox.session.confirm import Answer, Confirmer, Question
+from sandbox.session.effects import Shell, carry_out
+from sandbox.session.recorder import Recorder
+
+
+class Broker:
+    """Performs actions one at a time, in the order they were asked."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        shell: Shell,
+        guest: Callable[[], Awaitable[GuestChannel]],
+        recorder: Recorder,
+        meter: Meter,
+        confirmer: Confirmer,
+    ) -> None:
+        """``guest`` waits until the container runs: the first model call need not wait for it. D11"""
+        self._policy = policy
+        self._shell = shell
+        self._guest = guest
+        self._recorder = recorder
+        self._meter = meter
+        self._confirmer = confirmer
+
+    async def perform(self, action: Action, objection: Decision | None = None) -> Outcome:
+        """Decide an action and, when allowed, carry it out.
+
+        ``objection`` is a denial that was found before the policy is asked (the action schema's path
+        pattern); it is recorded like every other decision. Raises ToolCallsExhausted when no tool call
+        is left, RecordError when it cannot be recorded (nothing was done then), GuestError when the
+        container is gone.
+        """
+        self._charge_tool_call()
+        self._recorder.record(
+            ToolCall(
+                action_id=action.id,
+                tool=action.tool,
+                arguments_blake3=blake3_hex(action.arguments),
+                summary=excerpt(action.summary),
+                claimed_confidence=_number(action.scrutiny.confidence),
+                claimed_requires_review=action.scrutiny.requires_review,
+            )
+        )
+        decision = self._judge(action, objection)
+        self._record_decision(action, decision)
+        if decision.verdict == "confirm":
+            decision = await self._confirm(action, decision)
+            self._record_decision(action, decision)
+        if not decision.is_allowed:
+            return Outcome("denied", f"Refused by {decision.rule}: {decision.reason}")
+        guest = await self._guest()
+        result, outcome = await carry_out(guest, action, self._shell, self._policy.limits, self._observe_exec)
+        self._recorder.record(result)
+        return outcome
+
+    def _charge_tool_call(self) -> None:
+        one = {"tool_calls": 1}
+        reservation = self._meter.reserve(one)
+        if isinstance(reservation, Shortfall):
+            limit, value = reservation.limit, reservation.spent + 1
+            self._recorder.record(
+                BreakerTripped(breaker="tool_calls", limit=limit, value=value, action="stop")
+            )
+            raise ToolCallsExhausted(f"the agent used all of its {limit} tool calls")
+        self._recorder.record(BudgetReserved(reservation=reservation.id, amounts=one))
+        self._meter.keep(reservation)
+        self._recorder.record(BudgetSettled(reservation=reservation.id, amounts=one, kept=True))
+
+    def _judge(self, action: Action, objection: Decision | None) -> Decision:
+        try:
+            decision = self._ask_policy(action)
+        except Exception as exc:  # an evaluation error is a deny, whatever it was. D10
+            decision = deny("policy.error", f"the policy could not be evaluated ({type(exc).__name__})")
+        if objection is not None:
+            decision = strictest([objection, decision])
+        if decision.is_allowed and action.scrutiny.requires_review:
+            return confirm("action.requires_review", "the model asked for a person's review")
+        return decision
+
+    def _ask_policy(self, action: Action) -> Decision:
+        match action.operation:
+            case ReadFile(path=path) | ListFiles(path=path) | SearchFiles(path=path):
+                return decide_path(self._policy.filesystem, path, is_write=False)
+            case CreateFile(path=path) | ModifyFile(path=path):
+                return decide_path(self._policy.filesystem, path, is_write=True)
+            case RunCommand(command=command):
+                return decide_command(self._policy.shell, command).decision
+            case Unavailable(rule=rule, reason=reason):
+                return deny(rule, reason)
+
+    async def _confirm(self, action: Action, decision: Decision) -> Decision:
+        asked = Question(
+            action.id, action.tool, action.summary, decision.reason, blake3_hex(action.arguments)
+        )
+        answer = await self._confirmer.ask(asked)
+        self._recorder.record(
+            ConfirmationGiven(
+                action_id=action.id,
+                approved=answer.is_approved,
+                by=answer.by,
+                arguments_blake3=asked.arguments_blake3,
+            )
+        )
+        return _after_answer(decision, answer)
+
+    def _record_decision(self, action: Action, decision: Decision) -> None:
+        self._recorder.record(
+            DecisionMade(
+                action_id=action.id,
+                verdict=decision.verdict,
+                rule=decision.rule,
+                reason=excerpt(decision.reason),
+            )
+        )
+
+    def _observe_exec(self, action_id: str, pid: int, argv: list[str]) -> None:
+        words = [excerpt(word) for word in argv]
+        self._recorder.record(ExecObserved(action_id=action_id, claimed_pid=pid, argv=words))
+
+
+def _after_answer(decision: Decision, answer: Answer) -> Decision:
+    if answer.is_approved:
+        return allow(decision.rule, f"confirmed ({answer.by})")
+    if answer.by == "no_terminal":
+        return deny(decision.rule, f"{decision.reason}; there is no terminal to ask on")
+    return deny(decision.rule, f"{decision.reason}; a person said no")
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"

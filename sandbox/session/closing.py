@@ -1,0 +1,189 @@
+"""Take a session apart, in an order that loses nothing, and hand back its result.
+
+Container first (nothing changes any more), then the gateway (its last counts are recorded), then the
+patch, the last event, the seal, and only then the workspace layers. A step that fails is reported and
+the next ones still happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sandbox import __version__
+from sandbox.container.patch import ExportedPatch, export_patch
+from sandbox.container.workspace import release_workspace
+from sandbox.errors import AgentRunnerError
+from sandbox.events import PatchExported, SessionEnded, excerpt
+from sandbox.policy.paths import DenyPatterns
+from sandbox.provenance.keys import signing_key
+from sandbox.provenance.statement import seal_session
+from sandbox.session.opening import OpenSession
+from sandbox.session.result import (
+    EXIT_CODES,
+    Digests,
+    LedgerReport,
+    PatchReport,
+    RunResult,
+    RunStatus,
+)
+
+CLOSE_SECONDS = 30.0
+MAX_WITHHELD = 100
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the work ended."""
+
+    status: RunStatus
+    reason: str
+    summary: str = ""
+
+
+async def close_session(session: OpenSession, ending: Ending) -> RunResult:
+    """Stop, save, record, seal, remove; return the result. Never raises for a step that failed."""
+    problems: list[str] = []
+
+    async def attempt(what: str, step: Callable[[], Awaitable[object]]) -> object:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                return await step()
+        except (AgentRunnerError, OSError, TimeoutError) as exc:
+            problems.append(f"cannot {what}: {exc or type(exc).__name__}")
+            return None
+
+    await attempt("stop the guest", lambda: _stop_guest(session))
+    volume = session.spec.workspace.name
+    await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
+    await attempt("stop the gateway", session.gateway.stop)
+    patch = await attempt("export the patch", lambda: _export(session))
+    if problems and ending.status == "completed":
+        ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
+    await attempt("close the record", lambda: _record_end(session, ending))
+    told = len(problems)
+    result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
+    await attempt("seal the record", lambda: _seal(session, result))
+    await attempt("remove the workspace layers", lambda: _release(session))
+    return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
+
+
+async def _stop_guest(session: OpenSession) -> None:
+    if not session.started.done():
+        session.started.cancel()
+    outcome = (await asyncio.gather(session.started, return_exceptions=True))[0]
+    if not isinstance(outcome, BaseException):
+        await outcome.close()
+
+
+async def _export(session: OpenSession) -> ExportedPatch:
+    patterns = DenyPatterns(session.plan.policy.filesystem.deny_patterns)
+    patch = await asyncio.to_thread(
+        export_patch, session.directory.path, session.plan.workspace, patterns, session.directory.patch
+    )
+    session.recorder.record(
+        PatchExported(
+            patch_blake3=patch.digest.blake3,
+            patch_sha256=patch.digest.sha256,
+            files=len(patch.files),
+            withheld=_withheld(patch),
+        )
+    )
+    return patch
+
+
+def _withheld(patch: ExportedPatch) -> list[str]:
+    lines = [
+        excerpt(f"{os.fsdecode(item.path).encode('utf-8', 'replace').decode()}: {item.reason}")
+        for item in patch.withheld
+    ]
+    if len(lines) > MAX_WITHHELD:
+        return [*lines[:MAX_WITHHELD], f"… and {len(lines) - MAX_WITHHELD} more"]
+    return lines
+
+
+async def _record_end(session: OpenSession, ending: Ending) -> None:
+    wall = {"wall_ms": round((time.monotonic() - session.started_clock) * 1000)}
+    spent = session.meter.spent() | wall
+    session.recorder.record(SessionEnded(status=ending.status, reason=excerpt(ending.reason), spent=spent))
+    session.ledger.close()
+
+
+def _result(
+    session: OpenSession, ending: Ending, patch: ExportedPatch | None, problems: list[str]
+) -> RunResult:
+    fold, plan, directory = session.fold, session.plan, session.directory
+    started_at = fold.started_at or datetime.now(UTC)
+    ended_at = fold.ended_at or datetime.now(UTC)
+    return RunResult(
+        session=directory.session_id,
+        status=ending.status,
+        reason=ending.reason,
+        summary=ending.summary,
+        exit_code=EXIT_CODES[ending.status],
+        task=plan.task,
+        profile=plan.policy.name,
+        policy_source=_text(plan.policy_source),
+        workspace=_text(plan.workspace),
+        started_at=started_at,
+        ended_at=ended_at,
+        wall_ms=round((ended_at - started_at).total_seconds() * 1000),
+        actions=fold.actions,
+        models=fold.models,
+        cost_usd=fold.cost_usd,
+        limits=plan.limits,
+        spent=fold.ended.spent if fold.ended else session.meter.spent(),
+        egress=fold.egress,
+        patch=None
+        if patch is None
+        else PatchReport(
+            path=_text(directory.patch),
+            blake3=patch.digest.blake3,
+            sha256=patch.digest.sha256,
+            files=len(patch.files),
+            withheld=_withheld(patch),
+        ),
+        digests=Digests(
+            policy=plan.policy.digest().blake3,
+            image=session.image.image_id,
+            seccomp=session.seccomp_blake3,
+            spec=session.spec.digest().blake3,
+            base_tree=session.workspace.base_tree_blake3,
+        ),
+        ledger=LedgerReport(
+            path=_text(directory.ledger),
+            head=session.ledger.head,
+            entries=session.ledger.entries,
+            statement=_text(directory.statement),
+        ),
+        warnings=[*session.warnings, *problems],
+    )
+
+
+async def _seal(session: OpenSession, result: RunResult) -> None:
+    directory = session.directory
+    # The result first: the statement names it by digest.
+    directory.result.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    key = signing_key(directory.path.parent.parent)
+    seal_session(
+        directory.path,
+        key,
+        head=session.ledger.head,
+        entries=session.ledger.entries,
+        runner_version=__version__,
+    )
+
+
+async def _release(session: OpenSession) -> None:
+    await asyncio.to_thread(release_workspace, session.directory.path)
+    shutil.rmtree(session.directory.egress)
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,265 @@
+"""Open a session: all or nothing. Whatever fails before the first event leaves nothing behind. D1, D2, D11"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.budget import Meter
+from sandbox.container.image import ImageSource, prepare_image
+from sandbox.container.preflight import check_host, lost_controls
+from sandbox.container.reaper import reap
+from sandbox.container.runtime import ContainerState, Runtime
+from sandbox.container.seccomp import load_seccomp
+from sandbox.container.spec import (
+    EGRESS_SOCKET,
+    PROXY_PORT,
+    ContainerSpec,
+    Image,
+    OverlayVolume,
+    SessionPlaces,
+    compile_spec,
+)
+from sandbox.container.workspace import (
+    PreparedWorkspace,
+    describe_workspace,
+    prepare_workspace,
+    release_workspace,
+)
+from sandbox.digest import blake3_hex
+from sandbox.egress.gateway import Gateway
+from sandbox.errors import EngineError, GuestError
+from sandbox.events import ContainerStarted, SessionStarted
+from sandbox.guest.channel import GuestChannel
+from sandbox.guest.messages import GuestConfig, Relay
+from sandbox.policy.hosts import loopback_addresses
+from sandbox.policy.paths import DenyPatterns
+from sandbox.provenance.ledger import Ledger
+from sandbox.provenance.owner import current_owner
+from sandbox.provenance.sessions import new_session_id
+from sandbox.resources import shipped
+from sandbox.session.places import SessionDirectory, create_session_directory
+from sandbox.session.plan import RunPlan
+from sandbox.session.recorder import Listener, Recorder
+from sandbox.session.result import ResultFold
+
+HANDSHAKE_SECONDS = 20.0
+
+
+class Engine(Runtime, ImageSource, Protocol):
+    """What a session needs of a container engine."""
+
+
+@dataclass
+class OpenSession:
+    """Everything that exists while a session runs; ``closing`` takes it apart again."""
+
+    plan: RunPlan
+    runtime: Engine
+    directory: SessionDirectory
+    workspace: PreparedWorkspace
+    image: Image
+    spec: ContainerSpec
+    seccomp_blake3: str
+    ledger: Ledger
+    recorder: Recorder
+    fold: ResultFold
+    meter: Meter
+    gateway: Gateway
+    container_id: str
+    shell: str
+    """The shell of this image that command lines are run with."""
+    started: asyncio.Task[GuestChannel]
+    """The container's start; awaited by the first action, not by the first model call. D11"""
+    started_clock: float
+    """``time.monotonic()`` when the session opened."""
+    warnings: tuple[str, ...]
+    """What the reader of the result should know, one line each."""
+
+    async def guest(self) -> GuestChannel:
+        """Wait until the container runs. Raises EngineError or GuestError when it does not."""
+        return await asyncio.shield(self.started)
+
+    async def state(self) -> ContainerState | None:
+        """Return how the container stands, or None when the engine cannot say."""
+        try:
+            return await self.runtime.state(self.container_id)
+        except EngineError:
+            return None
+
+
+async def open_session(
+    plan: RunPlan, runtime: Engine, state: Path, listeners: tuple[Listener, ...] = ()
+) -> OpenSession:
+    """Make everything a run needs and record that it begins.
+
+    The container is created and checked when this returns; it is still starting. Raises PolicyError
+    or HostError, with nothing left behind.
+    """
+    policy, clock = plan.policy, time.monotonic()
+    facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
+    check_host(policy, facts)
+    seccomp = load_seccomp(policy.seccomp, plan.policy_source)
+    owner = current_owner()
+    image = await _find_image(plan, runtime, state, owner)
+    async with AsyncExitStack() as undo:
+        session_id = new_session_id(_now, secrets.randbelow)
+        directory = create_session_directory(state, session_id, owner)
+        undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
+        undo.callback(release_workspace, directory.path)
+        patterns = DenyPatterns(policy.filesystem.deny_patterns)
+        workspace = await asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+        spec = compile_spec(
+            policy,
+            image,
+            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
+            seccomp.text,
+            hosts=_hosts(plan),
+        )
+        ledger = Ledger.create(directory.ledger, clock=_now)
+        undo.callback(ledger.close)
+        fold = ResultFold()
+        recorder = Recorder(ledger, (fold, *listeners))
+        gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        await gateway.start()
+        undo.push_async_callback(gateway.stop)
+        container_id = await runtime.create(spec)
+        undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
+        recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
+        undo.pop_all()
+    return OpenSession(
+        plan=plan,
+        runtime=runtime,
+        directory=directory,
+        workspace=workspace,
+        image=image,
+        spec=spec,
+        seccomp_blake3=seccomp.digest.blake3,
+        ledger=ledger,
+        recorder=recorder,
+        fold=fold,
+        meter=Meter(plan.limits),
+        gateway=gateway,
+        container_id=container_id,
+        shell=image.shell,
+        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
+        started_clock=clock,
+        warnings=(*plan.warnings, *lost_controls(policy), *workspace.warnings, *reaped.problems),
+    )
+
+
+async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str:
+    """Return the container spec that a run would ask for, as JSON; nothing is created but the image's index.
+
+    Session id and places are shown as ``SESSION``.
+    """
+    check_host(plan.policy, await runtime.facts())
+    seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    image = await _find_image(plan, runtime, state, current_owner())
+    directory = SessionDirectory(state / "sessions" / "SESSION")
+    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
+    return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -> Image:
+    shell = plan.policy.shell
+    return await prepare_image(
+        runtime,
+        runtime,
+        plan.image,
+        blocked_commands=shell.blocked_commands,
+        allowed_binaries=shell.allowed_binaries,
+        refusal_binary=str(shipped("images/guest/build/refused")),
+        state=state,
+        owner=owner,
+    )
+
+
+def _places(
+    directory: SessionDirectory, workspace: OverlayVolume, uid: int, gid: int, owner: str
+) -> SessionPlaces:
+    return SessionPlaces(
+        session_id=directory.session_id,
+        workspace=workspace,
+        guest_binary=str(shipped("images/guest/build/guest")),
+        egress_directory=str(directory.egress),
+        uid=uid,
+        gid=gid,
+        owner=owner,
+    )
+
+
+def _hosts(plan: RunPlan) -> dict[str, str]:
+    return loopback_addresses(plan.policy.network)
+
+
+def _relays(plan: RunPlan) -> tuple[Relay, ...]:
+    """The proxy port, and for each exact allowed name its own address with its ports. D5"""
+    addresses = _hosts(plan)
+    direct = [
+        Relay(addresses[entry.host], port, f"{entry.host}:{port}")
+        for entry in plan.policy.network.allowlist
+        if entry.host in addresses
+        for port in entry.ports
+    ]
+    return (Relay("127.0.0.1", PROXY_PORT, None), *direct)
+
+
+def _started(
+    plan: RunPlan,
+    directory: SessionDirectory,
+    workspace: PreparedWorkspace,
+    image: Image,
+    spec: ContainerSpec,
+    seccomp_blake3: str,
+) -> SessionStarted:
+    return SessionStarted(
+        session_id=directory.session_id,
+        task=plan.task,
+        task_blake3=blake3_hex(plan.task.encode()),
+        profile=plan.policy.name,
+        policy_blake3=plan.policy.digest().blake3,
+        spec_blake3=spec.digest().blake3,
+        image=image.reference,
+        image_id=image.image_id,
+        seccomp_blake3=seccomp_blake3,
+        base_tree_blake3=workspace.base_tree_blake3,
+        workspace=os.fsencode(plan.workspace).decode("utf-8", "replace"),
+        model=plan.model,
+        fallback_model=plan.fallback_model,
+        limits=plan.limits,
+    )
+
+
+async def _start(
+    plan: RunPlan, runtime: Runtime, container_id: str, recorder: Recorder, clock: float
+) -> GuestChannel:
+    stream = await runtime.start(container_id)
+    channel = GuestChannel(stream)
+    try:
+        config = GuestConfig(egress_socket=EGRESS_SOCKET, relays=_relays(plan))
+        ready = await channel.open(config, HANDSHAKE_SECONDS)
+    except GuestError as exc:
+        await channel.close()
+        raise GuestError(f"the container started but its guest did not answer: {exc}") from exc
+    recorder.record(
+        ContainerStarted(
+            container_id=container_id,
+            runtime=plan.policy.runtime,
+            guest_version=ready.version,
+            started_ms=round((time.monotonic() - clock) * 1000),
+        )
+    )
+    return channel

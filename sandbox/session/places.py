@@ -1,0 +1,58 @@
+"""One session's directory on the host: what is in it, and who owns it while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.container.reaper import claim_session
+
+
+@dataclass(frozen=True)
+class SessionDirectory:
+    """Paths of one session beneath the state directory."""
+
+    path: Path
+
+    @property
+    def session_id(self) -> str:
+        """The session's id is its directory's name."""
+        return self.path.name
+
+    @property
+    def ledger(self) -> Path:
+        """JSON Lines, one event a line, each naming the one before by digest."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def statement(self) -> Path:
+        """The sealed in-toto statement, a DSSE envelope."""
+        return self.path / "statement.json"
+
+    @property
+    def result(self) -> Path:
+        """The document that ``--output json`` printed."""
+        return self.path / "result.json"
+
+    @property
+    def patch(self) -> Path:
+        """The changes as a git-style diff."""
+        return self.path / "patch.diff"
+
+    @property
+    def egress(self) -> Path:
+        """Mounted read-only in the container; holds the gateway's socket."""
+        return self.path / "egress"
+
+    @property
+    def egress_socket(self) -> Path:
+        """Where the gateway listens."""
+        return self.egress / "proxy.sock"
+
+
+def create_session_directory(state: Path, session_id: str, owner: str) -> SessionDirectory:
+    """Claim a session's directory, readable by its user only. Raises StateError when it cannot be made."""
+    directory = SessionDirectory(claim_session(state / "sessions", session_id, owner))
+    # The sandbox's user looks a socket up in it; nobody else gets past the session's own directory.
+    directory.egress.mkdir(mode=0o755)
+    return directory

@@ -1,0 +1,108 @@
+"""One session from nothing to a sealed record: open, work, close. Whatever happens in between, it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from sandbox.budget import Meter
+from sandbox.errors import GuestError, HostError, RunStopped
+from sandbox.events import BreakerTripped
+from sandbox.session.broker import Broker
+from sandbox.session.closing import Ending, close_session
+from sandbox.session.confirm import Confirmer
+from sandbox.session.effects import Shell
+from sandbox.session.opening import Engine, OpenSession, open_session
+from sandbox.session.plan import RunPlan
+from sandbox.session.recorder import Listener, Recorder
+from sandbox.session.result import RunResult, RunStatus
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the work may use."""
+
+    id: str
+    plan: RunPlan
+    broker: Broker
+    recorder: Recorder
+    meter: Meter
+
+
+Work = Callable[[Session], Awaitable[str]]
+"""What a session is opened for; returns its closing words, or raises RunStopped."""
+
+
+async def run_session(
+    plan: RunPlan,
+    runtime: Engine,
+    work: Work,
+    *,
+    state: Path,
+    confirmer: Confirmer,
+    listeners: tuple[Listener, ...] = (),
+) -> RunResult:
+    """Run one session to its end and return its result.
+
+    Raises PolicyError or HostError only while opening, with nothing left behind. Cancelling the task
+    ends the work; the session still closes, with status ``cancelled``.
+    """
+    opened = await open_session(plan, runtime, state, listeners)
+    session = Session(
+        id=opened.directory.session_id,
+        plan=plan,
+        broker=Broker(
+            plan.policy,
+            Shell(opened.shell, dict(opened.spec.env)),
+            opened.guest,
+            opened.recorder,
+            opened.meter,
+            confirmer,
+        ),
+        recorder=opened.recorder,
+        meter=opened.meter,
+    )
+    return await close_session(opened, await _end_of(opened, session, work))
+
+
+async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
+    """Do the work and say how it ended. Never raises: a session that was opened is always closed."""
+    limit_ms = opened.meter.limits["wall_ms"]
+    try:
+        async with asyncio.timeout(limit_ms / 1000) as clock:
+            return Ending("completed", "", await work(session))
+    except TimeoutError:
+        if not clock.expired():
+            return await _sandbox_failed(opened, "an operation timed out")
+        tripped = BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
+        opened.recorder.record(tripped)
+        return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        while task is not None and task.uncancel():
+            pass
+        return Ending("cancelled", "stopped by the user")
+    except RunStopped as exc:
+        return Ending(cast(RunStatus, exc.status), str(exc))
+    except (GuestError, HostError) as exc:
+        return await _sandbox_failed(opened, str(exc))
+    except Exception as exc:
+        logger.exception("internal error in session %s", session.id)
+        return Ending("sandbox_failed", f"internal error: {type(exc).__name__}: {exc}")
+
+
+async def _sandbox_failed(opened: OpenSession, reason: str) -> Ending:
+    """Add what the engine knows: a guest killed for memory only looks like a closed stream from here."""
+    state = await opened.state()
+    if state is not None and state.is_oom_killed:
+        limit = opened.spec.memory_bytes // (1024 * 1024)
+        reason = f"the container ran out of its {limit} MiB of memory ({reason})"
+    elif state is not None and not state.is_running and state.exit_code is not None:
+        reason = f"the container ended with exit code {state.exit_code} ({reason})"
+    return Ending("sandbox_failed", reason)

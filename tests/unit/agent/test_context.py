@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.agent.context import Context
+from sandbox.agent.tools import offered_tools
+from sandbox.errors import ModelFailed
+from sandbox.models.provider import AssistantTurn, ModelReply, ToolOutcome, ToolUse, Usage, UserTurn
+from sandbox.policy.model import Policy, SessionPolicy, ShellPolicy
+
+POLICY = Policy(name="test", shell=ShellPolicy(allowed_binaries=("make",)))
+
+
+def context(window: int, policy: Policy = POLICY) -> Context:
+    return Context(policy, "the task", offered_tools(policy), window)
+
+
+def reply(number: int, usage: Usage | None = None) -> ModelReply:
+    use = ToolUse(f"c{number}", "read", {"path": "x"}, '{"path": "x"}')
+    return ModelReply("model", None, f"text {number}", (use,), "tool_use", usage)
+
+
+def outcome(number: int, size: int) -> tuple[ToolOutcome, ...]:
+    return (ToolOutcome(f"c{number}", "read", f"{number}:" + "x" * size, False),)
+
+
+def test_only_the_tools_that_the_profile_allows_are_offered() -> None:
+    names = {tool.name for tool in offered_tools(Policy(name="closed"))}
+    assert "run_command" not in names
+    assert "run_command" in {tool.name for tool in offered_tools(POLICY)}
+
+
+def test_the_oldest_results_are_dropped_first_and_the_task_and_the_newest_stay() -> None:
+    grown = context(8000)
+    for number in range(8):
+        grown.add_reply(reply(number))
+        grown.add_outcomes(outcome(number, 2000))
+    turns = grown.request().turns
+    assert turns[0] == UserTurn("the task")
+    results = [turn.outcomes[0].content for turn in turns if isinstance(turn, UserTurn) and turn.outcomes]
+    assert results[0].startswith("[dropped to save room")
+    assert results[-1].startswith("7:")
+    kept = [content.startswith("[dropped") for content in results]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_every_call_keeps_its_result() -> None:
+    grown = context(8000)
+    for number in range(8):
+        grown.add_reply(reply(number))
+        grown.add_outcomes(outcome(number, 2000))
+    turns = grown.request().turns
+    called = [use.id for turn in turns if isinstance(turn, AssistantTurn) for use in turn.tool_uses]
+    answered = [o.tool_use_id for turn in turns if isinstance(turn, UserTurn) for o in turn.outcomes]
+    assert called == answered
+
+
+def test_without_auto_truncate_a_full_window_ends_the_run() -> None:
+    policy = POLICY.model_copy(update={"session": SessionPolicy(auto_truncate=False)})
+    grown = context(4000, policy)
+    grown.request()
+    grown.add_reply(reply(0))
+    grown.add_outcomes(outcome(0, 20_000))
+    with pytest.raises(ModelFailed, match="does not fit the context window of 4000 tokens"):
+        grown.request()
+
+
+@given(sizes=st.lists(st.integers(0, 5000), max_size=20), window=st.integers(4000, 40_000))
+def test_what_is_sent_stays_within_the_estimate_of_the_window(sizes: list[int], window: int) -> None:
+    grown = context(window)
+    for number, size in enumerate(sizes):
+        grown.add_reply(reply(number))
+        grown.add_outcomes(outcome(number, size))
+    try:
+        request = grown.request()
+    except ModelFailed:
+        return
+    sent = sum(
+        len(turn.text) + sum(len(o.content) for o in turn.outcomes)
+        for turn in request.turns
+        if isinstance(turn, UserTurn)
+    )
+    assert sent // 2 + request.max_tokens <= window
+
+
+def test_the_estimate_learns_from_reported_usage() -> None:
+    grown = context(40_000)
+    first = grown.request()
+    size = len(first.system) + 4000
+    grown.add_reply(reply(0, Usage(size // 4, 0, 0, 10)))
+    grown.add_outcomes(outcome(0, 60_000))
+    grown.add_reply(reply(1))
+    grown.add_outcomes(outcome(1, 10))
+    assert "[dropped" not in str(grown.request().turns)  # 60,000 bytes would not fit at the first estimate
