@@ -112,7 +112,7 @@ def _load_manifest(session_directory: Path) -> dict[bytes, bytes]:
     except OSError as exc:
         raise StateError(
             f"cannot export the patch of {session_directory}: its {MANIFEST} cannot be read "
-            f"({exc.strerror}); was the workspace released already?"
+            f"({exc.strerror}); was it released already, or never surveyed to the end?"
         ) from exc
 
 
