@@ -94,7 +94,7 @@ def command(
         raise PolicyError("cannot run an empty task: say in --task what shall be done")
     request = RunRequest(
         task=task,
-        loaded=load_policy(find_policy(policy_file, profile, Path.cwd()), profile),
+        loaded=load_policy(find_policy(policy_file, profile, Path.cwd(), workspace), profile),
         workspace=workspace,
         image=image or DEFAULT_IMAGE,
         model=model,

@@ -133,6 +133,8 @@ async def open_session(
         undo.push_async_callback(gateway.stop)
         container_id = await runtime.create(spec)
         undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
+        # The survey of the tree went on beside the engine's work; nothing may run before it is done.
+        await asyncio.to_thread(workspace.wait_base_tree)
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
     return OpenSession(

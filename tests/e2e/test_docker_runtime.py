@@ -33,7 +33,7 @@ from tests.containers import IMAGE, UID, make_places, make_spec, read_all
 pytestmark = pytest.mark.docker
 
 ROOT = Path(__file__).parents[2]
-LIMITS = Limits(memory_bytes=64 * MIB, cpus=0.5, pids=24, nofile=128, tmpfs_bytes=4 * MIB)
+LIMITS = Limits(memory_bytes=64 * MIB, cpus=0.5, pids=24, nofile=2048, tmpfs_bytes=4 * MIB)
 
 PROBE = r"""
 import ctypes, json, os, resource, socket, subprocess
