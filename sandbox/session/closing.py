@@ -181,6 +181,9 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 
 
 async def _release(session: OpenSession) -> None:
+    if not session.directory.patch.exists():
+        # Nothing was exported: the work is kept rather than the folder tidy.
+        (session.directory.path / "upper").rename(session.directory.path / "changes")
     await asyncio.to_thread(release_workspace, session.directory.path)
     shutil.rmtree(session.directory.egress)
 
