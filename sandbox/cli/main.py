@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 
 import click
@@ -22,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 USAGE_EXIT = 2
 HOST_EXIT = 3
+PIPE_EXIT = 141
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 class LazyGroup(click.Group):
@@ -69,6 +73,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every known error is one line on stderr."""
+    _open_missing_streams()
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as exc:
@@ -79,8 +84,35 @@ def main() -> None:
         sys.exit(130)
     except AgentRunnerError as exc:
         click.echo(f"agent-runner: {exc}", err=True)
+        _drop_unwritten_output()
         sys.exit(HOST_EXIT if isinstance(exc, HostError) else USAGE_EXIT)
+    except BrokenPipeError:  # the reader of stdout went away
+        _drop_unwritten_output()
+        sys.exit(PIPE_EXIT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_missing_streams() -> None:
+    """Put /dev/null where a standard stream was closed, and write what the locale lacks as escapes.
+
+    Otherwise the next file that is opened takes the free number: a ledger could become stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_unwritten_output() -> None:
+    """Keep the interpreter from writing, on its way out, what could not be written before."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.errors import PolicyError
+from sandbox.errors import PolicyError, StateError
 
 if TYPE_CHECKING:
     from sandbox.cli.progress import Progress
@@ -106,7 +106,10 @@ def command(
     if dry_run:
         click.echo(asyncio.run(_describe(request)))
         return
-    result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    try:
+        result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    except asyncio.CancelledError:  # stopped before there was a session
+        raise click.Abort from None
     _print_result(result, output)
     ctx.exit(result.exit_code)
 
@@ -156,12 +159,21 @@ def _confirmer(yes: bool, progress: Progress) -> Confirmer:
 
 
 def _print_result(result: RunResult, output: str) -> None:
-    if output == "json":
-        click.echo(result.model_dump_json(indent=2))
-        return
-    from sandbox.cli.summary import render_summary
+    try:
+        if output == "json":
+            # Bytes: JSON is UTF-8 (RFC 8259), whatever the locale says.
+            click.echo(result.model_dump_json(indent=2).encode())
+            return
+        from sandbox.cli.summary import render_summary
 
-    render_summary(result)
+        render_summary(result)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        stored = Path(result.ledger.path).parent / "result.json"
+        raise StateError(
+            f"cannot print the result ({result.status}): {exc.strerror or exc}; read {stored} instead"
+        ) from exc
 
 
 class _Interrupts:

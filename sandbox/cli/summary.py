@@ -58,10 +58,10 @@ def _actions(actions: list[ActionReport]) -> Table:
         word, style = MARKS[action.verdict]
         table.add_row(
             str(number),
-            action.tool,
+            Text(printable(action.tool)),
             Text(printable(action.summary)),
             Text(word, style=style),
-            action.rule,
+            Text(printable(action.rule)),
             Text(_came_of(action)),
         )
     return table
@@ -93,9 +93,9 @@ def _egress(result: RunResult) -> Table:
     for line in result.egress:
         word, style = MARKS[line.verdict]
         table.add_row(
-            f"{line.host}:{line.port}",
+            Text(printable(f"{line.host}:{line.port}" if line.host else "(unreadable request)")),
             Text(word, style=style),
-            line.reason if line.verdict == "deny" else line.rule,
+            Text(printable(line.reason if line.verdict == "deny" else line.rule)),
             str(line.connections),
             str(line.bytes_up),
             str(line.bytes_down),

@@ -8,6 +8,7 @@ the next ones still happen.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
@@ -34,6 +35,8 @@ from sandbox.session.result import (
     RunStatus,
 )
 
+logger = logging.getLogger(__name__)
+
 CLOSE_SECONDS = 30.0
 MAX_WITHHELD = 100
 
@@ -46,6 +49,12 @@ class Ending:
     reason: str
     summary: str = ""
 
+    def after(self, problems: list[str]) -> Ending:
+        """Return how the session ended, given what closing could not do: no success with a step undone."""
+        if not problems or self.status != "completed":
+            return self
+        return Ending("sandbox_failed", "; ".join(problems), self.summary)
+
 
 async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     """Stop, save, record, seal, remove; return the result. Never raises for a step that failed."""
@@ -57,21 +66,33 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
                 return await step()
         except (AgentRunnerError, OSError, TimeoutError) as exc:
             problems.append(f"cannot {what}: {exc or type(exc).__name__}")
-            return None
+        except Exception as exc:  # a defect in one step must not keep the container alive
+            logger.exception("internal error: cannot %s", what)
+            problems.append(f"cannot {what}: internal error: {type(exc).__name__}: {exc}")
+        return None
 
     await attempt("stop the guest", lambda: _stop_guest(session))
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)
     patch = await attempt("export the patch", lambda: _export(session))
-    if problems and ending.status == "completed":
-        ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
+    ending = ending.after(problems)
     await attempt("close the record", lambda: _record_end(session, ending))
+    ending = ending.after(problems)
     told = len(problems)
     result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
     await attempt("seal the record", lambda: _seal(session, result))
+    # A run whose record nobody can trust did not complete, whatever the agent says.
+    ending = ending.after(problems)
     await attempt("remove the workspace layers", lambda: _release(session))
-    return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
+    return result.model_copy(
+        update={
+            "status": ending.status,
+            "reason": ending.reason,
+            "exit_code": EXIT_CODES[ending.status],
+            "warnings": [*result.warnings, *problems[told:]],
+        }
+    )
 
 
 async def _stop_guest(session: OpenSession) -> None:

@@ -46,6 +46,7 @@ from sandbox.provenance.ledger import Ledger
 from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
 from sandbox.resources import shipped
+from sandbox.session.charges import Charges
 from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
@@ -104,7 +105,7 @@ async def open_session(
     The container is created and checked when this returns; it is still starting. Raises PolicyError
     or HostError, with nothing left behind.
     """
-    policy, clock = plan.policy, time.monotonic()
+    policy, clock, meter = plan.policy, time.monotonic(), Meter(plan.limits)
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
@@ -127,7 +128,7 @@ async def open_session(
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
         fold = ResultFold()
-        recorder = Recorder(ledger, (fold, *listeners))
+        recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
         gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
@@ -148,7 +149,7 @@ async def open_session(
         ledger=ledger,
         recorder=recorder,
         fold=fold,
-        meter=Meter(plan.limits),
+        meter=meter,
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.budget import MAX_AMOUNT
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import Policy, RoutingPolicy
@@ -62,13 +63,17 @@ def plan_run(request: RunRequest) -> RunPlan:
     """
     policy = request.loaded.policy
     routing = policy.routing
+    for option in ("task", "image", "model", "fallback_model"):
+        _check_text("--" + option.replace("_", "-"), getattr(request, option))
     model = request.model or routing.default_model
     if model is None:
         raise PolicyError(
             "cannot choose a model: pass --model (anthropic:NAME, ollama:NAME or script:FILE), "
             "or set routing.default_model in the policy"
         )
-    budget = _within("--budget-limit", request.budget_usd, routing.max_budget_usd, DEFAULT_BUDGET_USD)
+    budget = _within(
+        "--budget-limit", request.budget_usd, routing.max_budget_usd, DEFAULT_BUDGET_USD, MAX_AMOUNT // NANO
+    )
     calls = _within("--max-tool-calls", request.max_tool_calls, routing.max_tool_calls, DEFAULT_TOOL_CALLS)
     window = _within(
         "--context-window", request.context_window, policy.session.max_tokens, policy.session.max_tokens
@@ -95,9 +100,24 @@ def plan_run(request: RunRequest) -> RunPlan:
     )
 
 
-def _within(option: str, asked: float | None, ceiling: float | None, default: float) -> float:
+def _check_text(option: str, text: str | None) -> None:
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise PolicyError(f"cannot use {option}: it is not UTF-8 text, so it could not be recorded") from exc
+
+
+def _within(
+    option: str, asked: float | None, ceiling: float | None, default: float, most: int = MAX_AMOUNT
+) -> float:
+    """Return what is in effect; ``most`` is the largest amount that can be counted and recorded."""
+    value = ceiling if asked is None else asked
+    if value is None:
+        return default
+    if not 0 <= value <= most:  # also for NaN
+        raise PolicyError(f"cannot use {option} {value:g}: it must be a number from 0 to {most}")
     if asked is None:
-        return default if ceiling is None else ceiling
+        return value
     if ceiling is not None and asked > ceiling:
         raise PolicyError(f"cannot raise {option} to {asked:g}: the policy's ceiling is {ceiling:g}")
     return asked

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from sandbox.budget import Meter
-from sandbox.errors import GuestError, HostError, RunStopped
+from sandbox.errors import EngineError, GuestError, HostError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
@@ -20,6 +20,7 @@ from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import RunResult, RunStatus
+from sandbox.session.uninterrupted import take_cancellation, to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ async def run_session(
     Raises PolicyError or HostError only while opening, with nothing left behind. Cancelling the task
     ends the work; the session still closes, with status ``cancelled``.
     """
-    opened = await open_session(plan, runtime, state, listeners)
+    # To its end: an engine call that is abandoned half-way may still create what nobody would remove.
+    opened = await to_its_end(open_session(plan, runtime, state, listeners))
     session = Session(
         id=opened.directory.session_id,
         plan=plan,
@@ -68,33 +70,39 @@ async def run_session(
         recorder=opened.recorder,
         meter=opened.meter,
     )
-    return await close_session(opened, await _end_of(opened, session, work))
+    return await to_its_end(close_session(opened, await _end_of(opened, session, work)))
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
     """Do the work and say how it ended. Never raises: a session that was opened is always closed."""
-    limit_ms = opened.meter.limits["wall_ms"]
+    if take_cancellation():
+        return Ending("cancelled", "stopped by the user while the session was opened")
     try:
-        async with asyncio.timeout(limit_ms / 1000) as clock:
-            return Ending("completed", "", await work(session))
-    except TimeoutError:
-        if not clock.expired():
-            return await _sandbox_failed(opened, "an operation timed out")
-        tripped = BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
-        opened.recorder.record(tripped)
-        return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
+        return await _do(opened, session, work)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        while task is not None and task.uncancel():
-            pass
+        take_cancellation()
         return Ending("cancelled", "stopped by the user")
     except RunStopped as exc:
         return Ending(cast(RunStatus, exc.status), str(exc))
     except (GuestError, HostError) as exc:
-        return await _sandbox_failed(opened, str(exc))
+        return await to_its_end(_sandbox_failed(opened, str(exc)))
     except Exception as exc:
         logger.exception("internal error in session %s", session.id)
         return Ending("sandbox_failed", f"internal error: {type(exc).__name__}: {exc}")
+
+
+async def _do(opened: OpenSession, session: Session, work: Work) -> Ending:
+    """Do the work within the session's time. Raises whatever else ends it, RecordError included."""
+    limit_ms = opened.meter.limits["wall_ms"]
+    try:
+        async with asyncio.timeout(limit_ms / 1000) as clock:
+            return Ending("completed", "", await work(session))
+    except TimeoutError as exc:
+        if not clock.expired():
+            raise EngineError("an operation timed out") from exc
+    # The trip cannot be recorded when the disk is full: then that is how the run ended.
+    opened.recorder.record(BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop"))
+    return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
 
 
 async def _sandbox_failed(opened: OpenSession, reason: str) -> Ending:
