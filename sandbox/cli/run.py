@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.errors import PolicyError
+from sandbox.errors import HostError, PolicyError
 
 if TYPE_CHECKING:
     from sandbox.cli.progress import Progress
@@ -88,15 +88,16 @@ def command(
           --max-tool-calls 150 --output json
     """
     from sandbox.policy.load import find_policy, load_policy
+    from sandbox.resources import working_directory
     from sandbox.session.plan import DEFAULT_IMAGE, RunRequest
 
     if not task.strip():
         raise PolicyError("cannot run an empty task: say in --task what shall be done")
     request = RunRequest(
         task=task,
-        loaded=load_policy(find_policy(policy_file, profile, Path.cwd()), profile),
+        loaded=load_policy(find_policy(policy_file, profile, working_directory()), profile),
         workspace=workspace,
-        image=image or DEFAULT_IMAGE,
+        image=DEFAULT_IMAGE if image is None else image,
         model=model,
         fallback_model=fallback_model,
         budget_usd=budget_usd,
@@ -124,7 +125,7 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     from sandbox.agent.work import agent_work
     from sandbox.cli.progress import Progress
     from sandbox.container.docker import DockerRuntime
-    from sandbox.resources import state_directory
+    from sandbox.resources import state_directory, working_directory
     from sandbox.session.plan import plan_run
     from sandbox.session.session import run_session
 
@@ -135,7 +136,7 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
             return await run_session(
                 plan,
                 runtime,
-                agent_work(plan, os.environ, Path.cwd(), progress.on_text),
+                agent_work(plan, os.environ, working_directory(), progress.on_text),
                 state=state_directory(),
                 confirmer=_confirmer(yes, progress),
                 listeners=(progress,),
@@ -156,12 +157,21 @@ def _confirmer(yes: bool, progress: Progress) -> Confirmer:
 
 
 def _print_result(result: RunResult, output: str) -> None:
-    if output == "json":
-        click.echo(result.model_dump_json(indent=2))
-        return
     from sandbox.cli.summary import render_summary
 
-    render_summary(result)
+    try:
+        if output == "json":
+            click.echo(result.model_dump_json(indent=2).encode())  # UTF-8, whatever the terminal's encoding
+        else:
+            render_summary(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # the reader has seen enough; click ends quietly
+    except OSError as exc:
+        raise HostError(
+            f"cannot print the result of session {result.session}: {exc.strerror}; "
+            f"see it with agent-runner sessions show {result.session}"
+        ) from exc
 
 
 class _Interrupts:

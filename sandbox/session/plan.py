@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.budget import MAX_AMOUNT
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import Policy, RoutingPolicy
@@ -58,10 +60,14 @@ class RunPlan:
 def plan_run(request: RunRequest) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
-    Raises PolicyError for a value above a ceiling, and when no model is named anywhere.
+    Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
+    UTF-8, and when no model is named anywhere.
     """
     policy = request.loaded.policy
     routing = policy.routing
+    _refuse_broken_text(request)
+    if not request.image.strip():
+        raise PolicyError("cannot use an empty --image: name one, or leave it out for the default")
     model = request.model or routing.default_model
     if model is None:
         raise PolicyError(
@@ -73,6 +79,13 @@ def plan_run(request: RunRequest) -> RunPlan:
     window = _within(
         "--context-window", request.context_window, policy.session.max_tokens, policy.session.max_tokens
     )
+    for name, value, scale in (
+        ("budget limit", budget, NANO),
+        ("limit of tool calls", calls, 1),
+        ("limits.wall_seconds", policy.limits.wall_seconds, 1000),
+    ):
+        if value * scale > MAX_AMOUNT:
+            raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")
     effective = policy.model_copy(
         update={
             "routing": RoutingPolicy(
@@ -95,9 +108,26 @@ def plan_run(request: RunRequest) -> RunPlan:
     )
 
 
+def _refuse_broken_text(request: RunRequest) -> None:
+    """Refuse what the record, which is UTF-8, could not repeat."""
+    given = {
+        "--task": request.task,
+        "--image": request.image,
+        "--model": request.model,
+        "--fallback-model": request.fallback_model,
+    }
+    for option, text in given.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as exc:
+            raise PolicyError(f"cannot use {option} {text!r}: it is not UTF-8; write it in UTF-8") from exc
+
+
 def _within(option: str, asked: float | None, ceiling: float | None, default: float) -> float:
     if asked is None:
         return default if ceiling is None else ceiling
+    if not math.isfinite(asked):
+        raise PolicyError(f"cannot use {option} {asked:g}: give a number")
     if ceiling is not None and asked > ceiling:
         raise PolicyError(f"cannot raise {option} to {asked:g}: the policy's ceiling is {ceiling:g}")
     return asked
