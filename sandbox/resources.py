@@ -36,7 +36,7 @@ def state_directory() -> Path:
         base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     except RuntimeError as exc:
         raise StateError(
-            f"cannot choose a state directory: uid {os.getuid()} has no home directory; set AGENT_RUNNER_STATE"
+            f"cannot choose a state directory: uid {os.getuid()} has no home; set AGENT_RUNNER_STATE"
         ) from exc
     return working_directory() / base / "agent-runner"
 
