@@ -107,7 +107,10 @@ def command(
     if dry_run:
         click.echo(asyncio.run(_describe(request)))
         return
-    result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    try:
+        result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    except asyncio.CancelledError as exc:
+        raise click.Abort from exc  # before there was a session
     _print_result(result, output)
     ctx.exit(result.exit_code)
 
@@ -175,19 +178,25 @@ def _print_result(result: RunResult, output: str) -> None:
 
 
 class _Interrupts:
-    """The first Ctrl-C (or SIGTERM) cancels the run, which then cleans up; the next ones only say so."""
+    """The first Ctrl-C (or SIGTERM, or a lost terminal) cancels the run, which then cleans up.
+
+    The next ones only say so.
+    """
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._is_stopping = False
+        self._signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            self._signals.append(signal.SIGHUP)
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._loop.add_signal_handler(number, self._stop)
 
     def __exit__(self, *exc_info: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
