@@ -17,7 +17,7 @@ from sandbox.container.beneath import opened, opened_root, remove_beneath
 from sandbox.container.changes import Change, Version, Withheld, find_changes
 from sandbox.container.patchtext import Kind, Section, split_patch
 from sandbox.container.survey import read_manifest
-from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, UPPER
+from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
 from sandbox.digest import Digest, digest_bytes
 from sandbox.errors import HostError, StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
@@ -70,6 +70,7 @@ def export_patch(
     require_git()
     manifest = _load_manifest(session_directory)
     try:
+        (session_directory / RESERVE).unlink(missing_ok=True)  # kept for this
         with opened_root(workspace.resolve()) as base, opened_root(session_directory) as session:
             with opened(UPPER.encode(), os.O_DIRECTORY | os.O_RDONLY, directory=session) as upper:
                 found = find_changes(upper, base, manifest, patterns)
@@ -77,8 +78,7 @@ def export_patch(
         _write_private(patch_path, patch)
     except OSError as exc:
         raise WorkspaceError(
-            f"cannot export the patch of {session_directory}: {exc.strerror} at {exc.filename!r}; "
-            "the changes are still in its upper folder"
+            f"cannot export the patch of {session_directory}: {exc.strerror} at {exc.filename!r}"
         ) from exc
     files = tuple(ChangedFile(part.path, part.kind, part.hazard) for part in split_patch(patch))
     return ExportedPatch(patch_path, digest_bytes(patch), len(patch), files, tuple(found.withheld))
@@ -171,6 +171,7 @@ def _git(repository: Path, *arguments: str, feed: Iterator[bytes] | None = None)
         stderr=subprocess.PIPE,
         cwd=repository.parent,
         env=git_environment(repository),
+        process_group=0,  # Ctrl-C in the terminal is for us alone
     ) as process:
         assert process.stdin is not None  # noqa: S101
         try:
@@ -182,18 +183,14 @@ def _git(repository: Path, *arguments: str, feed: Iterator[bytes] | None = None)
         except subprocess.TimeoutExpired as exc:
             process.kill()
             raise WorkspaceError(
-                f"cannot make the patch: git {arguments[0]} took longer than {_GIT_SECONDS} s; "
-                "the changes are still in the session's upper folder"
+                f"cannot make the patch: git {arguments[0]} took longer than {_GIT_SECONDS} s"
             ) from exc
         except BaseException:
             process.kill()
             raise
     if process.returncode != 0:
         said = (err.decode(errors="replace").strip().splitlines() or ["it said nothing"])[0]
-        raise WorkspaceError(
-            f"cannot make the patch: git {arguments[0]} failed: {said}; "
-            "the changes are still in the session's upper folder"
-        )
+        raise WorkspaceError(f"cannot make the patch: git {arguments[0]} failed: {said}")
     return out
 
 
