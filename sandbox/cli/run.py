@@ -117,7 +117,9 @@ async def _describe(request: RunRequest) -> str:
     from sandbox.session.opening import describe_container
     from sandbox.session.plan import plan_run
 
-    return await describe_container(plan_run(request), DockerRuntime(), state_directory())
+    return await describe_container(
+        plan_run(request, os.environ, Path.home()), DockerRuntime(), state_directory()
+    )
 
 
 async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
@@ -128,7 +130,7 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     from sandbox.session.plan import plan_run
     from sandbox.session.session import run_session
 
-    plan = plan_run(request)
+    plan = plan_run(request, os.environ, Path.home())
     runtime = DockerRuntime()
     try:
         with Progress(is_quiet=quiet) as progress, _Interrupts():

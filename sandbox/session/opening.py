@@ -123,6 +123,7 @@ async def open_session(
             _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
             seccomp.text,
             hosts=_hosts(plan),
+            env=plan.index_env,
         )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
@@ -154,7 +155,7 @@ async def open_session(
         shell=image.shell,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
         started_clock=clock,
-        warnings=(*plan.warnings, *lost_controls(policy), *workspace.warnings, *reaped.problems),
+        warnings=(*lost_controls(policy), *workspace.warnings, *reaped.problems),
     )
 
 
@@ -168,7 +169,9 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
     places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
-    return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
+    return compile_spec(
+        plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
+    ).as_json()
 
 
 def _now() -> datetime:
