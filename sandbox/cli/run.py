@@ -117,9 +117,12 @@ async def _describe(request: RunRequest) -> str:
     from sandbox.session.opening import describe_container
     from sandbox.session.plan import plan_run
 
-    return await describe_container(
-        plan_run(request, os.environ, Path.home()), DockerRuntime(), state_directory()
-    )
+    plan = plan_run(request, os.environ, Path.home())
+    runtime = DockerRuntime()
+    try:
+        return await describe_container(plan, runtime, state_directory())
+    finally:
+        await runtime.close()
 
 
 async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
