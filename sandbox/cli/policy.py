@@ -100,7 +100,10 @@ def _print_report(report: PolicyReport) -> None:
         severity: sum(finding.severity == severity for finding in report.findings)
         for severity in ("error", "warning", "info")
     }
-    summary = ", ".join(f"{count} {severity}" for severity, count in counts.items())
+    summary = ", ".join(
+        f"{count} {severity}{'s' if count != 1 and severity != 'info' else ''}"
+        for severity, count in counts.items()
+    )
     click.echo(f"{name}: {'INVALID' if report.has_errors else 'valid'} ({summary})")
     _print_findings(report)
     if report.change is not None:

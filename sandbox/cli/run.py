@@ -95,7 +95,7 @@ def command(
         raise PolicyError("cannot run an empty task: say in --task what shall be done")
     request = RunRequest(
         task=task,
-        loaded=load_policy(find_policy(policy_file, profile, working_directory()), profile),
+        loaded=load_policy(find_policy(policy_file, profile, working_directory(), workspace), profile),
         workspace=workspace,
         image=DEFAULT_IMAGE if image is None else image,
         model=model,
@@ -121,7 +121,12 @@ async def _describe(request: RunRequest) -> str:
     from sandbox.session.opening import describe_container
     from sandbox.session.plan import plan_run
 
-    return await describe_container(plan_run(request), DockerRuntime(), state_directory())
+    plan = plan_run(request, os.environ, _home())
+    runtime = DockerRuntime()
+    try:
+        return await describe_container(plan, runtime, state_directory())
+    finally:
+        await runtime.close()
 
 
 async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
@@ -132,7 +137,7 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     from sandbox.session.plan import plan_run
     from sandbox.session.session import run_session
 
-    plan = plan_run(request)
+    plan = plan_run(request, os.environ, _home())
     runtime = DockerRuntime()
     try:
         with Progress(is_quiet=quiet) as progress, _Interrupts():
@@ -146,6 +151,13 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
             )
     finally:
         await runtime.close()
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")  # a user without a home has no client configuration there
 
 
 def _confirmer(yes: bool, progress: Progress) -> Confirmer:

@@ -33,6 +33,7 @@ _INDIRECT = frozenset(
     f"{space}.overlay.{mark}" for space in ("user", "trusted") for mark in ("redirect", "metacopy")
 )
 _GIT_FOLDER = "git takes no patch to a repository's own folder"
+_HOOKS_SHOWN = 5
 _CHANGED_MEANWHILE = "it changed on the host after the session began; copy it from the session by hand"
 
 
@@ -123,7 +124,7 @@ class _Comparison:
             if path in self.after or not self._is_refused(path):
                 self._compare(path)
         for path in self.refused:
-            self._withhold(path, _GIT_FOLDER)
+            self._withhold(path, _GIT_FOLDER + self._changed_hooks(path))
         self.result.withheld.sort(key=lambda item: item.path)
         return self.result
 
@@ -148,6 +149,16 @@ class _Comparison:
                     self._enter_directory(child)
                 else:
                     self._read_entry(child, entry)
+
+    def _changed_hooks(self, path: bytes) -> str:
+        """Name what was put in a repository's hooks: that is what a reviewer wants to know of."""
+        try:
+            hooks = list_directory(self.upper, path + b"/hooks")
+        except OSError:
+            return ""
+        shown = ", ".join(f"hooks/{_shown(name)}" for name in sorted(hooks)[:_HOOKS_SHOWN])
+        more = f" and {len(hooks) - _HOOKS_SHOWN} more" if len(hooks) > _HOOKS_SHOWN else ""
+        return f" (changed in it: {shown}{more})" if shown else ""
 
     def _check_marks(self, directory: int, path: bytes) -> None:
         marks = set(os.listxattr(directory))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from sandbox.container import verify
 from sandbox.container.attach import AttachedStream
 from sandbox.container.runtime import ContainerState, ContainerStream, EngineFacts, Owned
-from sandbox.container.spec import LABEL_OWNER, LABEL_SESSION, ContainerSpec, OverlayVolume
+from sandbox.container.spec import LABEL_OWNER, LABEL_SESSION, WORKSPACE, ContainerSpec, OverlayVolume
 from sandbox.errors import EngineError, HostError, ImageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ API_SECONDS = 60
 """Longest wait for one answer of the engine."""
 END_SECONDS = 5.0
 """How long a container may be reported as running after its stream has ended."""
+LOOKS = 3
 THREADS = 8
 NAME_PREFIX = "agent-runner-"
 NOT_FOUND, CONFLICT = 404, 409
@@ -237,17 +239,18 @@ class DockerRuntime:
         if spec.runtime != "runc":
             return
         pid = int(self._inspect(container_id)["State"]["Pid"])
-        try:
+        with contextlib.suppress(OSError):  # gone already; looked at below
             _wait_executed(pid)
-            problems = verify.find_unenforced(spec, pid, container_id)
-        except OSError as exc:
-            problems = [
-                f"all of them: process {pid} cannot be read ({exc.strerror}), is the engine elsewhere?"
-            ]
+        problems: list[str] = []
         # A process that ends while it is looked at seems to lack everything; its stream says how it ended.
-        if problems and not self._has_ended(container_id, pid):
-            self._remove(container_id, spec.workspace.name)
-            raise EngineError(_dropped(spec, problems))
+        # One that is on its way out is neither alive nor over for a moment: what is missing is missing twice.
+        for _ in range(LOOKS):
+            problems = _find_unenforced(spec, pid, container_id)
+            if not problems or self._has_ended(container_id, pid):
+                return
+            time.sleep(0.02)
+        self._remove(container_id, spec.workspace.name)
+        raise EngineError(_dropped(spec, problems))
 
     def _has_ended(self, container_id: str, pid: int) -> bool:
         """Tell whether a container is over. The engine hears of it a moment after the kernel."""
@@ -266,6 +269,8 @@ class DockerRuntime:
     def _remove(self, container_id: str | None, volume: str | None) -> None:
         client = self._client()
         if container_id is not None:
+            if volume is not None and os.geteuid() != 0:
+                _settle_overlay(client, container_id)
             _insist(lambda: client.remove_container(container_id, v=True, force=True))
             self._specs.pop(container_id, None)
         if volume is not None:
@@ -410,6 +415,28 @@ def _insist(removal: Callable[[], object]) -> None:
             if exc.status_code != CONFLICT or time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
+
+
+def _settle_overlay(client: APIClient, container_id: str) -> None:
+    """Have the workspace mounted once more after its processes are gone.
+
+    An overlay that is cut off in mid-copy leaves a root-owned file in its work directory, which an
+    ordinary controller cannot remove; the kernel does, when the overlay is mounted the next time.
+    """
+    from docker.errors import APIError, NotFound
+
+    with contextlib.suppress(APIError):  # not running any more
+        client.kill(container_id)
+        client.wait(container_id, timeout=math.ceil(END_SECONDS))
+    with contextlib.suppress(NotFound):
+        client.get_archive(container_id, f"{WORKSPACE}/.agent-runner-absent")
+
+
+def _find_unenforced(spec: ContainerSpec, pid: int, container_id: str) -> list[str]:
+    try:
+        return verify.find_unenforced(spec, pid, container_id)
+    except OSError as exc:
+        return [f"all of them: process {pid} cannot be read ({exc.strerror}), is the engine elsewhere?"]
 
 
 def _wait_executed(pid: int) -> None:

@@ -6,6 +6,7 @@ workspace's own repository, which the task can read and whose configuration runs
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from sandbox.container.beneath import opened, opened_root, remove_beneath
 from sandbox.container.changes import Change, Version, Withheld, find_changes
+from sandbox.container.ignored import withhold_ignored
 from sandbox.container.patchtext import Kind, Section, split_patch
 from sandbox.container.survey import read_manifest
 from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
@@ -74,11 +76,14 @@ def export_patch(
         with opened_root(workspace.resolve()) as base, opened_root(session_directory) as session:
             with opened(UPPER.encode(), os.O_DIRECTORY | os.O_RDONLY, directory=session) as upper:
                 found = find_changes(upper, base, manifest, patterns)
+            check = functools.partial(_check_ignore, session_directory, session)
+            found = withhold_ignored(found, base, manifest, check)
             patch = _make_patch(found.changes, session_directory, session)
         _write_private(patch_path, patch)
     except OSError as exc:
         raise WorkspaceError(
-            f"cannot export the patch of {session_directory}: {exc.strerror} at {exc.filename!r}"
+            f"cannot export the patch of {session_directory}: {exc.strerror} at {exc.filename!r}; "
+            "the changes are kept there"
         ) from exc
     files = tuple(ChangedFile(part.path, part.kind, part.hazard) for part in split_patch(patch))
     return ExportedPatch(patch_path, digest_bytes(patch), len(patch), files, tuple(found.withheld))
@@ -112,7 +117,7 @@ def _load_manifest(session_directory: Path) -> dict[bytes, bytes]:
     except OSError as exc:
         raise StateError(
             f"cannot export the patch of {session_directory}: its {MANIFEST} cannot be read "
-            f"({exc.strerror}); was the workspace released already?"
+            f"({exc.strerror}); was it released already, or never surveyed to the end?"
         ) from exc
 
 
@@ -133,6 +138,30 @@ def _make_patch(changes: Sequence[Change], session_directory: Path, session: int
     finally:
         remove_beneath(session, PATCH_REPOSITORY.encode())
     return b"".join(part.text for part in sorted(split_patch(diff), key=_reading_order))
+
+
+def _check_ignore(
+    session_directory: Path, session: int, rules: dict[bytes, bytes], paths: Sequence[bytes]
+) -> set[bytes]:
+    """Ask git, in an empty repository with these ``.gitignore`` files, which paths it ignores."""
+    repository = session_directory / PATCH_REPOSITORY
+    remove_beneath(session, PATCH_REPOSITORY.encode())
+    try:
+        _git(repository, "init", "--quiet", "--bare", "--template=")
+        tree = os.fsencode(repository / "tree")
+        for path, content in rules.items():
+            folder = os.path.join(tree, os.path.dirname(path))
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, b".gitignore"), "xb") as file:
+                file.write(content)
+        arguments = (f"--work-tree={os.fsdecode(tree)}", "check-ignore", "--no-index", "-z", "--stdin")
+        # "./" in front: a name that begins with ":" is no pathspec magic then. Exit 1: none is ignored.
+        answer = _git(repository, *arguments, feed=(b"./" + path + b"\0" for path in paths), ok=(0, 1))
+    except WorkspaceError:
+        return set()  # names that git cannot judge hide nothing: all of it goes to the reviewer
+    finally:
+        remove_beneath(session, PATCH_REPOSITORY.encode())
+    return {path.removeprefix(b"./") for path in answer.split(b"\0") if path}
 
 
 def _reading_order(part: Section) -> tuple[int, bytes]:
@@ -160,7 +189,9 @@ def _quote(path: bytes) -> bytes:
     return b'"' + b"".join(bytes([byte]) if byte in plain else b"\\%03o" % byte for byte in path) + b'"'
 
 
-def _git(repository: Path, *arguments: str, feed: Iterator[bytes] | None = None) -> bytes:
+def _git(
+    repository: Path, *arguments: str, feed: Iterator[bytes] | None = None, ok: tuple[int, ...] = (0,)
+) -> bytes:
     command = ["git", "-c", "core.fsync=none", "-c", "core.quotePath=true", *arguments]
     if arguments[0] == "init":
         command.append(str(repository))
@@ -183,14 +214,18 @@ def _git(repository: Path, *arguments: str, feed: Iterator[bytes] | None = None)
         except subprocess.TimeoutExpired as exc:
             process.kill()
             raise WorkspaceError(
-                f"cannot make the patch: git {arguments[0]} took longer than {_GIT_SECONDS} s"
+                f"cannot make the patch: git {arguments[0]} took longer than {_GIT_SECONDS} s; "
+                "the changes are kept in the session's folder"
             ) from exc
         except BaseException:
             process.kill()
             raise
-    if process.returncode != 0:
+    if process.returncode not in ok:
         said = (err.decode(errors="replace").strip().splitlines() or ["it said nothing"])[0]
-        raise WorkspaceError(f"cannot make the patch: git {arguments[0]} failed: {said}")
+        raise WorkspaceError(
+            f"cannot make the patch: git {arguments[0]} failed: {said}; "
+            "the changes are kept in the session's folder"
+        )
     return out
 
 

@@ -1,36 +1,28 @@
-"""Walk the user's directory once: what is hidden, what the visible tree is, what cannot be mounted. D4
+"""Write down the visible tree of a workspace: the digest of what a session starts from. D4
 
-Reads names and metadata, never content, and follows no link. The visible tree is written down as a
-manifest: NUL-terminated records in path order, ``MODE SIZE MTIME_NS PATH`` (mode in octal), and after a
-symlink's record its target. Its blake3 is the digest of the base tree, and it tells later which files
-the user changed while the session ran. A folder's size and time are left out (0): they change with
-hidden entries too.
+Reads names and metadata, never content, and follows no link. The manifest has NUL-terminated records
+in path order, ``MODE SIZE MTIME_NS PATH`` (mode in octal), and after a symlink's record its target. Its
+blake3 is the digest of the base tree, and it tells later which files the user changed while the session
+ran. A folder's size and time are left out (0): they change with hidden entries too.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
 
+from sandbox.container.hidden import and_more, show, unlistable
 from sandbox.container.idmap import Exchange
-from sandbox.container.mounts import list_mounts_beneath
+from sandbox.digest import blake3_hex
 from sandbox.errors import WorkspaceError
-from sandbox.policy.paths import DenyPatterns
 
 _SHOWN = 5
 """Paths named in one warning; the rest is counted."""
 
 _COMMON = stat.S_IFREG | 0o444
 _COMMON_MASK = 0o170444  # the type, and everybody's read bits
-
-_SPECIAL = {
-    stat.S_IFSOCK: "socket",
-    stat.S_IFIFO: "FIFO",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 
 
 @dataclass(frozen=True)
@@ -44,49 +36,43 @@ class Identity:
 
     def may_read(self, entry: os.stat_result) -> bool:
         """Whether mode bits let the sandbox read a file, or list and enter a directory."""
-        if self.users.seen(entry.st_uid) == self.uid:
-            shift = 6
-        elif self.groups.seen(entry.st_gid) == self.gid:
-            shift = 3
-        else:
-            shift = 0
         wanted = 0o5 if stat.S_ISDIR(entry.st_mode) else 0o4
-        return (entry.st_mode >> shift) & wanted == wanted
+        return (entry.st_mode >> self._shift(entry)) & wanted == wanted
+
+    def may_write(self, entry: os.stat_result) -> bool:
+        """Whether mode bits let the sandbox write."""
+        return bool((entry.st_mode >> self._shift(entry)) & 0o2)
+
+    def _shift(self, entry: os.stat_result) -> int:
+        if self.users.seen(entry.st_uid) == self.uid:
+            return 6
+        return 3 if self.groups.seen(entry.st_gid) == self.gid else 0
 
 
-@dataclass
-class Survey:
-    """What one walk found. Paths are bytes, relative to the workspace."""
+@dataclass(frozen=True)
+class BaseTree:
+    """The visible tree at the start of a session."""
 
-    root: os.stat_result
-    hidden: list[bytes] = field(default_factory=list)
-    """Topmost hidden paths: each needs one whiteout."""
-    leading: dict[bytes, os.stat_result] = field(default_factory=dict)
-    """The directories on the way to hidden paths; the mask must look like them."""
-    manifest: bytes = b""
-    files: int = 0
+    manifest: bytes
+    blake3: str
+    """Digest of paths, modes, sizes, times and link targets; not of content."""
+    files: int
     """Visible entries that are not directories."""
-    warnings: list[str] = field(default_factory=list)
-    """One line each, for the user; the session may go on."""
+    warnings: tuple[str, ...]
+    """What works differently inside, one line each; empty when nothing does."""
 
 
-def survey_workspace(workspace: bytes, patterns: DenyPatterns, identity: Identity) -> Survey:
-    """Walk a resolved, absolute directory.
+def survey_workspace(workspace: bytes, hidden: Set[bytes], identity: Identity) -> BaseTree:
+    """Walk a resolved, absolute directory, leaving out what is hidden.
 
-    Raises WorkspaceError, naming the first path and the count, for what would break inside: special
-    files, files the sandbox could not read, other filesystems mounted beneath. What a deny pattern
-    hides is never a reason to refuse.
+    Raises WorkspaceError, naming the first path and the count, for files the sandbox could not read.
     """
-    _refuse_mounts(workspace, patterns)
-    walk = _Walk(workspace, patterns, identity)
+    walk = _Walk(workspace, hidden, identity)
     walk.run()
-    walk.refuse_unusable()
-    walk.hide_hard_links()
-    survey = walk.survey
-    survey.files = len(walk.records) - (len(walk.directories) - 1)  # the root has no record
-    survey.manifest = b"".join(walk.records[path] for path in sorted(walk.records))
-    survey.warnings += _link_warnings(walk.leaving) + _git_warnings(workspace)
-    return survey
+    walk.refuse_unreadable()
+    manifest = b"".join(map(walk.records.__getitem__, sorted(walk.records)))
+    warnings = (*_link_warnings(walk.leaving), *_git_warnings(workspace), *walk.root_warnings())
+    return BaseTree(manifest, blake3_hex(manifest), len(walk.records) - walk.directories, warnings)
 
 
 def read_manifest(manifest: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -124,43 +110,38 @@ def leaves_workspace(path: bytes, target: bytes) -> bool:
 
 
 class _Walk:
-    def __init__(self, workspace: bytes, patterns: DenyPatterns, identity: Identity) -> None:
+    def __init__(self, workspace: bytes, hidden: Set[bytes], identity: Identity) -> None:
         self.workspace = workspace
-        self.patterns = patterns
+        self.hidden = hidden
         self.identity = identity
-        try:
-            root = os.stat(workspace)
-        except OSError as exc:
-            raise _unlistable(workspace, exc) from exc
-        self.survey = Survey(root)
         self.records: dict[bytes, bytes] = {}
-        self.directories: dict[bytes, os.stat_result] = {b"": root}
+        self.directories = 0
         self.leaving: list[bytes] = []
-        self._special: list[tuple[bytes, str]] = []
         self._unreadable: list[bytes] = []
-        self._shared: dict[tuple[int, int], list[bytes]] = {}
-        """Visible files with more than one name, by device and inode."""
+        self._is_writable = True
 
     def run(self) -> None:
-        if not self.identity.may_read(self.survey.root):
-            self._unreadable.append(b".")
-        records = self.records
+        records, hidden = self.records, self.hidden
         pending = [b""]
+        try:
+            root = os.stat(self.workspace)
+        except OSError as exc:
+            raise unlistable(self.workspace, exc) from exc
+        self._is_writable = self.identity.may_write(root)
+        if not self.identity.may_read(root):
+            self._unreadable.append(b".")
         while pending:
             parent = pending.pop()
             prefix = parent + b"/" if parent else b""
             try:
                 with os.scandir(self.workspace + b"/" + parent) as listing:
-                    entries = list(listing)
-                hidden = self.patterns.match_names(parent, [entry.name for entry in entries])
-                for name in hidden:
-                    self._hide(prefix + name)
-                for entry in entries:
-                    if entry.name not in hidden:
+                    for entry in listing:
+                        path = prefix + entry.name
+                        if path in hidden:
+                            continue
                         found = entry.stat(follow_symlinks=False)
                         # The common case first: 100,000 times a regular file that everybody may read.
-                        if found.st_mode & _COMMON_MASK == _COMMON and found.st_nlink == 1:
-                            path = prefix + entry.name
+                        if found.st_mode & _COMMON_MASK == _COMMON:
                             records[path] = b"%o %d %d %s\0" % (
                                 found.st_mode,
                                 found.st_size,
@@ -168,95 +149,43 @@ class _Walk:
                                 path,
                             )
                         else:
-                            self._visit(prefix + entry.name, found, pending)
+                            self._visit(path, found, pending)
+            except FileNotFoundError:
+                continue  # the user removed it just now: not part of the tree
             except OSError as exc:
-                raise _unlistable(self.workspace + b"/" + parent, exc) from exc
+                raise unlistable(self.workspace + b"/" + parent, exc) from exc
 
-    def refuse_unusable(self) -> None:
-        where = os.fsdecode(self.workspace)
-        if self._special:
-            path, kind = min(self._special)
-            raise WorkspaceError(
-                f"cannot use workspace {where}: {_name(path)} is a {kind}"
-                f"{_and_more(len(self._special) - 1)}; remove it or hide it with a deny pattern"
-            )
+    def refuse_unreadable(self) -> None:
         if self._unreadable:
             raise WorkspaceError(
-                f"cannot use workspace {where}: {_name(min(self._unreadable))} is not readable for the "
-                f"sandbox's user{_and_more(len(self._unreadable) - 1)}; "
+                f"cannot use workspace {show(self.workspace)}: {show(min(self._unreadable))} is not readable "
+                f"for the sandbox's user{and_more(len(self._unreadable) - 1)}; "
                 "change its mode or owner, or hide it with a deny pattern"
             )
 
-    def hide_hard_links(self) -> None:
-        """Hide every other name of a hidden file: a second hard link would show its content."""
-        if not self._shared or not self.survey.hidden:
-            return
-        for path in list(self.survey.hidden):
-            for identifier in self._shared_inodes(path):
-                for other in self._shared.pop(identifier, ()):
-                    self._hide(other)
-                    del self.records[other]
+    def root_warnings(self) -> list[str]:
+        if self._is_writable:
+            return []
+        return ["the sandbox's user may not write at the top of the workspace"]
 
     def _visit(self, path: bytes, entry: os.stat_result, pending: list[bytes]) -> None:
-        kind = stat.S_IFMT(entry.st_mode)
         target: bytes | None = None
-        if kind == stat.S_IFDIR:
-            pending.append(path)
-            self.directories[path] = entry
-            if not self.identity.may_read(entry):
-                self._unreadable.append(path)
-        elif kind == stat.S_IFREG:
-            if not self.identity.may_read(entry):
-                self._unreadable.append(path)
-            if entry.st_nlink > 1:
-                self._shared.setdefault((entry.st_dev, entry.st_ino), []).append(path)
-        elif kind == stat.S_IFLNK:
+        if stat.S_ISLNK(entry.st_mode):
             target = os.readlink(self.workspace + b"/" + path)
             if leaves_workspace(path, target):
                 self.leaving.append(path)
-        else:
-            self._special.append((path, _SPECIAL.get(kind, "special file")))
-            return
+        elif not self.identity.may_read(entry):
+            self._unreadable.append(path)
+        if stat.S_ISDIR(entry.st_mode):
+            pending.append(path)
+            self.directories += 1
         self.records[path] = manifest_record(path, entry, target)
-
-    def _hide(self, path: bytes) -> None:
-        self.survey.hidden.append(path)
-        while path:
-            path = path.rpartition(b"/")[0]
-            self.survey.leading[path] = self.directories[path]
-
-    def _shared_inodes(self, path: bytes) -> Iterator[tuple[int, int]]:
-        """Yield device and inode of every file with several names at or beneath a hidden path."""
-        pending = [self.workspace + b"/" + path]
-        while pending:
-            at = pending.pop()
-            try:
-                entry = os.lstat(at)
-                if stat.S_ISDIR(entry.st_mode):
-                    pending += [at + b"/" + name for name in os.listdir(at)]
-                elif entry.st_nlink > 1:
-                    yield entry.st_dev, entry.st_ino
-            except OSError as exc:
-                raise WorkspaceError(
-                    f"cannot look for second names of hidden files at {_name(at)}: {exc.strerror}; "
-                    "make it readable for yourself"
-                ) from exc
-
-
-def _refuse_mounts(workspace: bytes, patterns: DenyPatterns) -> None:
-    """An overlay shows what lies under a mount point, not what is mounted there."""
-    for mount in list_mounts_beneath(workspace):
-        if patterns.match(mount.point[len(workspace.rstrip(b"/")) + 1 :]) is None:
-            raise WorkspaceError(
-                f"cannot use workspace {os.fsdecode(workspace)}: {_name(mount.point)} is a mount of its own, "
-                "which the sandbox could not see; unmount it or hide it with a deny pattern"
-            )
 
 
 def _link_warnings(leaving: list[bytes]) -> list[str]:
     if not leaving:
         return []
-    shown = ", ".join(_name(path) for path in sorted(leaving)[:_SHOWN])
+    shown = ", ".join(show(path) for path in sorted(leaving)[:_SHOWN])
     return [
         f"{len(leaving)} symlinks lead out of the workspace and lead nowhere inside: {shown}"
         + (" …" if len(leaving) > _SHOWN else "")
@@ -266,30 +195,11 @@ def _link_warnings(leaving: list[bytes]) -> list[str]:
 def _git_warnings(workspace: bytes) -> list[str]:
     """Say when the repository itself lies elsewhere: a linked worktree, a submodule, borrowed objects."""
     git = workspace + b"/.git"
-    try:
-        if os.path.isfile(git) and not os.path.islink(git):
-            return [
-                ".git is a file (a linked worktree or submodule): git commands fail inside, as its "
-                "repository is outside"
-            ]
-        if os.path.exists(git + b"/objects/info/alternates"):
-            return [".git borrows objects from another repository: git commands may fail inside"]
-    except OSError:
-        return []  # hidden or unreadable: nothing to say about it
+    if os.path.isfile(git) and not os.path.islink(git):
+        return [
+            ".git is a file (a linked worktree or submodule): git commands fail inside, as its "
+            "repository is outside"
+        ]
+    if os.path.exists(git + b"/objects/info/alternates"):
+        return [".git borrows objects from another repository: git commands may fail inside"]
     return []
-
-
-def _unlistable(path: bytes, exc: OSError) -> WorkspaceError:
-    return WorkspaceError(
-        f"cannot read workspace folder {_name(path)}: {exc.strerror}; "
-        "make it readable for yourself, or hide it with a deny pattern"
-    )
-
-
-def _and_more(count: int) -> str:
-    return f" (and {count} more)" if count else ""
-
-
-def _name(path: bytes) -> str:
-    """Return a path as one printable line."""
-    return repr(os.fsdecode(path)) if not os.fsdecode(path).isprintable() else os.fsdecode(path)

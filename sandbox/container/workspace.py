@@ -16,16 +16,18 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.container.beneath import opened, opened_root, remove_beneath
+from sandbox.container.hidden import Hidden, find_hidden
 from sandbox.container.idmap import Exchange, mount_exchanged
 from sandbox.container.mounts import find_filesystem, unmount_beneath
 from sandbox.container.spec import OverlayVolume
-from sandbox.container.survey import Identity, Survey, survey_workspace
+from sandbox.container.survey import BaseTree, Identity, survey_workspace
 from sandbox.container.upperfs import check_upper_filesystem
-from sandbox.digest import blake3_hex
 from sandbox.errors import StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
 
@@ -50,21 +52,49 @@ _OPTIONS_MAX = 3500
 
 @dataclass(frozen=True)
 class PreparedWorkspace:
-    """A workspace that the engine can mount."""
+    """A workspace that the engine can mount; its survey may still be under way."""
 
     session_directory: Path
     volume: OverlayVolume
     uid: int
     """Whom processes inside must run as; never 0."""
     gid: int
-    base_tree_blake3: str
-    """Digest of the visible tree: paths, modes, sizes, times, link targets; not content."""
     hidden: int
     """Hidden paths; a hidden directory counts once."""
-    files: int
-    """Visible files and symlinks."""
-    warnings: tuple[str, ...]
-    """What works differently inside, one line each; empty when nothing does."""
+    survey: Future[BaseTree]
+    """Runs while the engine creates the container."""
+
+    def wait_base_tree(self) -> BaseTree:
+        """Wait for the survey, write the manifest that ``export_patch`` needs, and return the tree.
+
+        Call it before the first command is run. Raises WorkspaceError for files the sandbox could not
+        read, StateError when the manifest cannot be written. Blocking; call it as often as you like.
+        """
+        found = self.survey.result()
+        try:
+            # Not after the release: nothing would remove it again.
+            if (self.session_directory / _MARKER).exists():
+                _write_once(self.session_directory / MANIFEST, found.manifest)
+        except OSError as exc:
+            raise StateError(
+                f"cannot write in {self.session_directory}: {exc.strerror}; free space there"
+            ) from exc
+        return found
+
+    @property
+    def base_tree_blake3(self) -> str:
+        """Digest of the visible tree; waits for the survey as ``wait_base_tree`` does."""
+        return self.wait_base_tree().blake3
+
+    @property
+    def files(self) -> int:
+        """Visible files and symlinks; waits for the survey."""
+        return self.wait_base_tree().files
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works differently inside, one line each; waits for the survey."""
+        return self.wait_base_tree().warnings
 
 
 def prepare_workspace(
@@ -73,11 +103,13 @@ def prepare_workspace(
     """Build everything the overlay needs in ``session_directory``, which is created (0700) if missing.
 
     ``uid`` is the user inside: missing means 10001 for a root controller and the caller's own
-    otherwise, who can have no other. Raises WorkspaceError or StateError with one line to act on;
-    nothing is left behind then. Release it with ``release_workspace``.
+    otherwise, who can have no other. Returns as soon as the engine can mount: the survey of sizes, modes
+    and times goes on in a thread that only reads (``wait_base_tree``). Raises WorkspaceError or
+    StateError with one line to act on; nothing is left behind then. Release it with
+    ``release_workspace``.
     """
     source, identity = _check_places(workspace, session_directory, uid)
-    found = survey_workspace(source, patterns, identity)
+    hidden = find_hidden(source, patterns)
     _create_private(session_directory)
     taken = [name for name in (_MARKER, _LOWER, *_OWNED) if os.path.lexists(session_directory / name)]
     if taken:
@@ -86,7 +118,7 @@ def prepare_workspace(
             "use a new session, or remove this one with agent-runner gc"
         )
     try:
-        return _build(source, found, identity, session_directory)
+        return _build(source, hidden, identity, session_directory)
     except OSError as exc:
         release_workspace(session_directory)
         raise StateError(
@@ -107,7 +139,8 @@ def check_workspace(
 ) -> tuple[str, ...]:
     """Refuse what ``prepare_workspace`` would refuse, and return its warnings; leaves nothing behind."""
     source, identity = _check_places(workspace, session_directory, uid)
-    return tuple(survey_workspace(source, patterns or DenyPatterns(()), identity).warnings)
+    hidden = find_hidden(source, patterns or DenyPatterns(()))
+    return survey_workspace(source, hidden.paths, identity).warnings
 
 
 def describe_workspace(workspace: Path, session_directory: Path) -> tuple[OverlayVolume, int, int]:
@@ -143,7 +176,7 @@ def release_workspace(session_directory: Path) -> None:
 
 
 _MASK, _LOWER, _WORK = "mask", "lower", "work"
-_OWNED = (_MASK, UPPER, _WORK, MANIFEST, PATCH_REPOSITORY, RESERVE)
+_OWNED = (_MASK, UPPER, _WORK, MANIFEST, f"{MANIFEST}.new", PATCH_REPOSITORY, RESERVE)
 """What is removed with all it holds; ``lower`` is not among them."""
 _MARKER = ".agent-runner-workspace"
 """Made first and removed last: what stands beside it under the names above is ours."""
@@ -221,29 +254,23 @@ def _create_private(session_directory: Path) -> None:
         ) from exc
 
 
-def _build(source: bytes, found: Survey, identity: Identity, session_directory: Path) -> PreparedWorkspace:
+def _build(source: bytes, hidden: Hidden, identity: Identity, session_directory: Path) -> PreparedWorkspace:
     session = session_directory.resolve()
     (session / _MARKER).touch(mode=0o600, exist_ok=False)
     _set_space_aside(session / RESERVE)
-    _make_mask(session / _MASK, found, identity)
+    _make_mask(session / _MASK, hidden, identity)
     (session / UPPER).mkdir()
     (session / _WORK).mkdir(mode=0o700)
     # The root of the overlay looks like the root of the upper layer.
-    _look_like(session / UPPER, found.root, identity)
-    _make_lower(source, found.root, identity, session / _LOWER)
-    (session / MANIFEST).write_bytes(found.manifest)
-    warnings = list(found.warnings)
-    if not _may_write(found.root, identity):
-        warnings.append("the sandbox's user may not write at the top of the workspace")
+    _look_like(session / UPPER, hidden.root, identity)
+    _make_lower(source, hidden.root, identity, session / _LOWER)
     return PreparedWorkspace(
         session_directory=session,
         volume=_volume(session),
         uid=identity.uid,
         gid=identity.gid,
-        base_tree_blake3=blake3_hex(found.manifest),
-        hidden=len(found.hidden),
-        files=found.files,
-        warnings=tuple(warnings),
+        hidden=len(hidden.paths),
+        survey=_start_survey(source, hidden, identity),
     )
 
 
@@ -258,6 +285,28 @@ def _set_space_aside(reserve: Path) -> None:
             ) from exc
 
 
+def _start_survey(source: bytes, hidden: Hidden, identity: Identity) -> Future[BaseTree]:
+    """Survey in a thread. It writes nothing, so that a release need not wait for it."""
+    future: Future[BaseTree] = Future()
+
+    def survey() -> None:
+        try:
+            future.set_result(survey_workspace(source, hidden.paths, identity))
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=survey, name="workspace-survey", daemon=True).start()
+    return future
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    if path.exists():
+        return
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_bytes(content)
+    os.replace(fresh, path)
+
+
 def _volume(session: Path) -> OverlayVolume:
     return OverlayVolume(
         name=f"agent-runner-{session.name}",
@@ -270,7 +319,7 @@ def _volume(session: Path) -> OverlayVolume:
     )
 
 
-def _make_mask(mask: Path, found: Survey, identity: Identity) -> None:
+def _make_mask(mask: Path, found: Hidden, identity: Identity) -> None:
     """Lay whiteouts. A directory that is in several layers looks like the topmost: copy its looks."""
     root = os.fsencode(mask)
     mask.mkdir()
@@ -278,7 +327,7 @@ def _make_mask(mask: Path, found: Survey, identity: Identity) -> None:
     for path in parents:
         if path:
             os.mkdir(root + b"/" + path, 0o700)
-    for path in found.hidden:
+    for path in found.paths:
         os.mknod(root + b"/" + path, stat.S_IFCHR, 0)
     for path in reversed(parents):
         if path:
@@ -308,14 +357,6 @@ def _make_lower(source: bytes, root: os.stat_result, identity: Identity, lower: 
             f"cannot show {os.fsdecode(source)} to the sandbox's user: the mount at {lower} is not what "
             "was asked for; is another program mounting there?"
         )
-
-
-def _may_write(root: os.stat_result, identity: Identity) -> bool:
-    if identity.users.seen(root.st_uid) == identity.uid:
-        return bool(root.st_mode & 0o200)
-    if identity.groups.seen(root.st_gid) == identity.gid:
-        return bool(root.st_mode & 0o020)
-    return bool(root.st_mode & 0o002)
 
 
 def _is_marked(directory: int) -> bool:

@@ -84,6 +84,7 @@ def decide_command(shell: ShellPolicy, line: str) -> CommandDecision:
     except RecursionError:  # a line nested deeper than the stack; cannot be judged
         refusal = deny("shell.unparsable", "The command line was refused because it is nested too deeply.")
         return CommandDecision(refusal, ())
+    judge.refuse_forgotten_functions()
     decisions = [command.decision for command in judge.found] + judge.line_decisions
     if not decisions:
         empty = deny("shell.empty", "The command line was refused because it holds no command.")
@@ -128,6 +129,12 @@ class _Judge:
         if not line.commands and line.has_redirection:
             self.line_decisions.append(allow("shell.builtin", "A redirection alone runs nothing."))
         return line
+
+    def refuse_forgotten_functions(self) -> None:
+        """Refuse a line that calls a function and uses unset: the call would then run a program instead."""
+        calls = any(command.decision.rule == "shell.function" for command in self.found)
+        if calls and any(command.program == "unset" for command in self.found):
+            self._refuse_line("shell.function", "it calls a function and uses unset, which can remove it")
 
     # -- the line as a whole ---------------------------------------------------------------------
 
@@ -190,10 +197,10 @@ class _Judge:
             return
         is_function = program.text in command.functions and "/" not in program.text
         unwrapped = unwrap(name, arguments)
-        if isinstance(unwrapped, Refused) and not is_function:
+        if isinstance(unwrapped, Refused):
             self._record(name, command, wrappers, self._refuse(name, unwrapped.rule, unwrapped.reason))
             return
-        if unwrapped is None or isinstance(unwrapped, Refused):
+        if unwrapped is None:
             self._record(
                 name, command, wrappers, self._decide_name(program.text, name, arguments, is_function)
             )
@@ -321,6 +328,6 @@ def _evaluates_again(command: Command) -> bool:
     if not command.words or command.words[0].text is None:
         return False
     name, arguments = command.words[0].text, list(command.words[1:])
-    if name in ("test", "["):
-        return any(word.text in ("-v", None) for word in arguments)
+    if name in ("test", "[", "wait"):
+        return any(word.text in ("-v", "-p", None) for word in arguments)
     return name in NAMING_BUILTINS and (name != "printf" or _has_v_option(arguments))

@@ -53,8 +53,10 @@ def judge_make(words: Words) -> Unwrapped:
             text = word.prefix
         name, equals, value = text.partition("=")
         if equals and not text.startswith("-"):
+            variable = name.rstrip(":?+!").strip()
             if (
-                name.rstrip(":?+!").strip() in _MAKE_FORBIDDEN
+                variable in _MAKE_FORBIDDEN
+                or " " in variable
                 or name.endswith("!")
                 or "$" in value
                 or "`" in value
@@ -109,8 +111,9 @@ def judge_exec_options(name: str, words: Words) -> Unwrapped:
                 "shell.exec_option", f"the option {option[:40]!r} of {name} can run another program"
             )
     if name == "npx":
-        operands = [w for w in words if w.text is None or not w.text.startswith("-")]
-        return Payload(packages=(tuple(operands),)) if operands else Payload()
+        # Which word is the program depends on options of npx; any that names a blocked one is refused.
+        operands = [(word,) for word in words if word.text is None or not word.text.startswith("-")]
+        return Payload(packages=tuple(operands))
     if name in ("npm", "pnpm", "yarn"):
         texts = [word.text for word in words if word.text is not None and not word.text.startswith("-")]
         if texts[:1] in (["config"], ["set"], ["c"]) and any(

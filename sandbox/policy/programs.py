@@ -12,7 +12,7 @@ def names(text: str) -> frozenset[str]:
 
 HARMLESS_BUILTINS = names(
     "cd pwd pushd popd dirs echo printf test [ true false : read wait exit return shift break continue "
-    "local export readonly declare typeset unset set type umask getopts jobs times ulimit"
+    "local export readonly declare typeset unset set type umask getopts times ulimit"
 )
 """Shell builtins that may be named without being listed: they start no program and reach nothing new.
 ``exec``, ``command``, ``builtin``, ``eval``, ``trap`` and ``time`` are judged by what they run."""
@@ -34,6 +34,7 @@ REFUSED_BUILTINS: dict[str, str] = {
     "bind": "it binds commands to keys",
     "complete": "it registers commands for completion",
     "compgen": "it can run a command",
+    "jobs": "with -x it runs a command",
     "fc": "it runs commands from the history",
     "history": "there is no history in a sandboxed shell",
 }

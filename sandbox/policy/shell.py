@@ -23,6 +23,9 @@ import tree_sitter
 import tree_sitter_bash
 
 MAX_LINE_BYTES = 64 * 1024
+MAX_OF_A_MARK = 2500
+"""How often one of the marks ``(){}[]<>|$`` and the backquote may stand in a line: on lines full of them the
+parser's time grows with their square, and one line must not hold up every other session."""
 MAX_DEPTH = 120
 """Deepest nesting of the syntax tree that is read."""
 
@@ -135,7 +138,7 @@ _ONE_LINE_TYPES = _COMMAND_TYPES | _names(
 _KEYWORDS = _names("export declare typeset readonly local unset unsetenv")
 _ARITHMETIC_TYPES = frozenset({"arithmetic_expansion", "c_style_for_statement", "subscript"})
 _LATER_EXPANDED = re.compile(r"\$\(|\$\{|`")
-_BRACE_LIST = re.compile(r"\{[^\n]*(,|\.\.)")
+_BRACE_LIST = re.compile(r",|\.\.")
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
@@ -151,6 +154,9 @@ def _checked_bytes(source: str) -> bytes:
         raise Unreadable("it is not valid UTF-8 text") from None
     if len(raw) > MAX_LINE_BYTES:
         raise Unreadable(f"it is longer than {MAX_LINE_BYTES} bytes")
+    for mark in "(){}[]<>|$`":
+        if source.count(mark) > MAX_OF_A_MARK:
+            raise Unreadable(f"it holds {mark!r} more than {MAX_OF_A_MARK} times; put the text into a file")
     if "$\\\n" in source:
         # Every shell joins the two and sees one expansion; the grammar sees literal text.
         raise Unreadable("a line continuation follows a dollar sign")
@@ -430,7 +436,7 @@ class _Reader:
                 prefix += piece_prefix
             text = None if text is None or piece is None else text + piece
         unquoted = "".join(re.sub(r"\\.", "", self._text(p)) for p in parts if p.type in ("word", "number"))
-        if _BRACE_LIST.search(unquoted):
+        if _BRACE_LIST.search(unquoted.partition("{")[2]):
             text, may_split = None, True
             prefix = prefix.split("{")[0]
         if parts[0].type == "word" and self._text(parts[0]).startswith("~"):

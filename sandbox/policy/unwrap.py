@@ -83,17 +83,6 @@ _SIMPLE: dict[str, _Wrapper] = {
                      "set-home", "reset-timestamp"}), frozenset({"user", "group", "prompt", "chdir"}),
                      takes_assignments=True, is_transparent=False),
     "doas": _Wrapper("nL", "uC", is_transparent=False),
-    "strace": _Wrapper("fFcCqrtTvxyYdhin", "eosPabEOSuUIX", is_transparent=False),
-    "ltrace": _Wrapper("fcSrtTbCih", "eosaAlnpuwxFD", is_transparent=False),
-    "chroot": _Wrapper("", "", frozenset({"skip-chdir"}), frozenset({"userspec", "groups"}), operands=1,
-                       is_transparent=False),
-    "unshare": _Wrapper("mupinUCTfrc", "RwSG", is_transparent=False),
-    "setpriv": _Wrapper("", "", frozenset({"no-new-privs", "clear-groups"}), is_transparent=False),
-    "valgrind": _Wrapper("qv", "", frozenset({"quiet", "verbose"}), is_transparent=False),
-    "catchsegv": _Wrapper(is_transparent=False),
-    "fakeroot": _Wrapper(is_transparent=False),
-    "xvfb-run": _Wrapper("a", "nesf", is_transparent=False),
-    "entr": _Wrapper("acdnprsz", "", is_transparent=False),
 }  # fmt: skip
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
@@ -267,7 +256,8 @@ def _trap(words: Words) -> Unwrapped:
 _XARGS = _Wrapper(
     "0rtpxo",
     "aEILnPsd",
-    names("null no-run-if-empty verbose interactive exit open-tty show-limits"),
+    # The value of --replace, --eof and --max-lines can only be attached: the next word is the command.
+    names("null no-run-if-empty verbose interactive exit open-tty show-limits replace eof max-lines"),
     names("arg-file delimiter eof replace max-lines max-args max-procs max-chars process-slot-var"),
 )
 
@@ -379,6 +369,7 @@ _SPECIAL: dict[str, Callable[[Words], Unwrapped]] = {
     for name in names(
         "parallel watch script su runuser flock at batch crontab nsenter setarch linux32 linux64 "
         "i386 x86_64 systemd-run start-stop-daemon daemonize expect socat run-parts capsh pkexec bwrap "
-        "proot faketime screen tmux"
+        "proot faketime screen tmux strace ltrace chroot unshare setpriv valgrind catchsegv fakeroot "
+        "xvfb-run entr perf rr dbus-run-session"
     )
 }

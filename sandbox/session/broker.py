@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from sandbox.budget import Meter, Shortfall
@@ -77,7 +78,8 @@ class Broker:
                 claimed_requires_review=action.scrutiny.requires_review,
             )
         )
-        decision = self._judge(action, objection)
+        # In a thread: a hostile command line keeps the parser busy for a second, and the gateway must go on.
+        decision = await asyncio.to_thread(self._judge, action, objection)
         self._record_decision(action, decision)
         if decision.verdict == "confirm":
             decision = await self._confirm(action, decision)

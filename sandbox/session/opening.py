@@ -132,6 +132,7 @@ async def open_session(
             _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
             seccomp.text,
             hosts=_hosts(plan),
+            env=plan.index_env,
         )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
@@ -142,6 +143,8 @@ async def open_session(
         undo.push_async_callback(gateway.stop)
         container_id = await runtime.create(spec)
         undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
+        # The survey of the tree went on beside the engine's work; nothing may run before it is done.
+        await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
     return OpenSession(
@@ -162,7 +165,7 @@ async def open_session(
         shell=image.shell,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
         started_clock=clock,
-        warnings=(*plan.warnings, *lost_controls(policy), *workspace.warnings, *reaped.problems),
+        warnings=(*lost_controls(policy), *workspace.warnings, *reaped.problems),
     )
 
 
@@ -176,7 +179,9 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
     places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
-    return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
+    return compile_spec(
+        plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
+    ).as_json()
 
 
 def _now() -> datetime:

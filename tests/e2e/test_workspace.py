@@ -57,7 +57,7 @@ class Sandbox:
         return _as_user(self.controller, function)
 
     def prepare(self, patterns: DenyPatterns = PATTERNS) -> PreparedWorkspace:
-        return self.do(lambda: prepare_workspace(self.workspace, patterns, self.session))
+        return self.do(lambda: prepare(self.workspace, patterns, self.session))
 
     def export(self, patterns: DenyPatterns = PATTERNS) -> ExportedPatch:
         return self.do(
@@ -66,6 +66,13 @@ class Sandbox:
 
     def release(self) -> None:
         self.do(lambda: release_workspace(self.session))
+
+
+def prepare(workspace: Path, patterns: DenyPatterns, session: Path) -> PreparedWorkspace:
+    """Prepare to the end; without the thread's future, which cannot cross to another process."""
+    prepared = prepare_workspace(workspace, patterns, session)
+    prepared.wait_base_tree()
+    return replace(prepared, survey=None)  # type: ignore[arg-type]
 
 
 def _as_user(uid: int, function: Callable[[], T]) -> T:
@@ -204,8 +211,8 @@ def test_the_sandbox_writes_its_own_layer_and_the_users_directory_stays(sandbox:
     told = run(
         prepared,
         "id -u; cat src/private.txt; echo 2 >> src/main.py; echo new > src/new; rm docs/a.md;"
-        "chmod 755 src/private.txt; mkdir d && echo x > d/f && mv src/main.py d/ && touch .envrc && echo fine;"
-        "stat -c %u:%g . src src/private.txt",
+        "chmod 755 src/private.txt; mkdir d && echo x > d/f && mv src/main.py d/ && touch .envrc;"
+        "echo fine; stat -c %u:%g . src src/private.txt",
     )
     mine = f"{prepared.uid}:{prepared.gid}\n"
     assert told == f"{prepared.uid}\nmine\nfine\n{mine * 3}"
@@ -262,11 +269,11 @@ def test_the_task_cannot_forge_the_overlays_marks(sandbox: Sandbox) -> None:
 def test_a_workspace_path_that_mount_options_cannot_carry_works(sandbox: Sandbox, name: str) -> None:
     odd = sandbox.root / name
 
-    def prepare() -> PreparedWorkspace:
+    def prepare_odd() -> PreparedWorkspace:
         _make_project(odd)
-        return prepare_workspace(odd, PATTERNS, sandbox.session)
+        return prepare(odd, PATTERNS, sandbox.session)
 
-    assert "main.py" in run(sandbox.do(prepare), "ls src")
+    assert "main.py" in run(sandbox.do(prepare_odd), "ls src")
 
 
 def test_names_that_are_not_utf8_work_and_are_hidden(sandbox: Sandbox) -> None:

@@ -93,7 +93,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
     (workspace / "run.sh").write_text("#!/bin/sh\n")
     (workspace / "run.sh").chmod(0o755)
     directory = tmp_path / "state" / "sessions" / "s1"
-    prepare_workspace(workspace, PATTERNS, directory)
+    prepare_workspace(workspace, PATTERNS, directory).wait_base_tree()
     yield Session(workspace, directory)
     release_workspace(directory)
 
@@ -279,7 +279,7 @@ def test_private_files_stay_private(session: Session) -> None:
     (session.workspace / "README.md").chmod(0o600)
     (session.workspace / "run.sh").chmod(0o700)
     release_workspace(session.directory)
-    prepare_workspace(session.workspace, PATTERNS, session.directory)
+    prepare_workspace(session.workspace, PATTERNS, session.directory).wait_base_tree()
     session.write(b"README.md", b"changed\n", 0o755)
     session.write(b"run.sh", b"changed\n", 0o700)
     session.apply(session.export())

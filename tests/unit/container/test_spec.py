@@ -86,9 +86,9 @@ def test_a_blocked_path_that_is_not_in_normal_form_is_refused(path: str) -> None
 
 
 def test_limits_come_from_the_policy() -> None:
-    limits = Limits(memory_bytes=64 * MIB, cpus=0.5, pids=9, nofile=77, tmpfs_bytes=3 * MIB)
+    limits = Limits(memory_bytes=64 * MIB, cpus=0.5, pids=9, nofile=2077, tmpfs_bytes=3 * MIB)
     spec = compiled(Policy(name="p", limits=limits))
-    assert (spec.memory_bytes, spec.cpus, spec.pids, spec.nofile) == (64 * MIB, 0.5, 9, 77)
+    assert (spec.memory_bytes, spec.cpus, spec.pids, spec.nofile) == (64 * MIB, 0.5, 9, 2077)
     sizes = {mount.target: mount.size_bytes for mount in spec.tmpfs}
     assert sizes["/tmp"] == sizes[HOME] == 3 * MIB
     assert set(sizes) == {"/tmp", HOME, "/run", "/var/tmp"}

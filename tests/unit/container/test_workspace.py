@@ -23,9 +23,11 @@ from sandbox.container.workspace import (
     SANDBOX_UID,
     PreparedWorkspace,
     check_workspace,
+    describe_workspace,
     prepare_workspace,
     release_workspace,
 )
+from sandbox.digest import blake3_hex
 from sandbox.errors import StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
 
@@ -153,6 +155,7 @@ def test_a_pattern_is_taken_from_names_that_are_not_text(workspace: Path, sessio
     assert b".env\xff" in mask
     assert b"\xff\xfe.env" not in mask
     assert prepared.files == 5
+    assert prepared.base_tree_blake3 == blake3_hex((session / "base.tree").read_bytes())
     manifest = dict(read_manifest((session / "base.tree").read_bytes()))
     assert {b"new\nline", b'q"uo\\te', b"\xff\xfe.env", b"[id].ts"} < manifest.keys()
 
@@ -170,9 +173,9 @@ def test_a_workspace_path_may_hold_what_mount_options_cannot(
 
 def test_the_base_digest_follows_the_visible_tree_only(workspace: Path, session: Path) -> None:
     def digest() -> str:
-        prepared = prepare_workspace(workspace, SECRETS, session)
+        found = prepare_workspace(workspace, SECRETS, session).base_tree_blake3
         release_workspace(session)
-        return prepared.base_tree_blake3
+        return found
 
     first = digest()
     assert digest() == first
@@ -248,7 +251,11 @@ def test_files_the_sandbox_could_not_read_are_refused_unless_hidden(workspace: P
     (workspace / "src" / "locked").write_text("x")
     (workspace / "src" / "locked").chmod(0)
     with pytest.raises(WorkspaceError, match="src/locked is not readable"):
-        prepare_workspace(workspace, SECRETS, session)
+        check_workspace(workspace, session, SECRETS)
+    prepared = prepare_workspace(workspace, SECRETS, session)
+    with pytest.raises(WorkspaceError, match="src/locked is not readable"):
+        prepared.wait_base_tree()
+    release_workspace(session)
     assert prepare_workspace(workspace, DenyPatterns(["locked"]), session).hidden == 1
 
 
@@ -426,12 +433,12 @@ if step != "end":
     def stop(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     setattr(module, step, stop)
-module.prepare_workspace(Path(sys.argv[1]), DenyPatterns(["**/.env*"]), Path(sys.argv[2]))
+module.prepare_workspace(Path(sys.argv[1]), DenyPatterns(["**/.env*"]), Path(sys.argv[2])).wait_base_tree()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("step", ["_make_mask", "_look_like", "_make_lower", "blake3_hex", "end"])
+@pytest.mark.parametrize("step", ["_make_mask", "_look_like", "_make_lower", "_start_survey", "end"])
 def test_what_a_killed_controller_left_is_released(workspace: Path, session: Path, step: str) -> None:
     before = snapshot(workspace)
     done = subprocess.run([sys.executable, "-c", _PREPARE, str(workspace), str(session), step], check=False)
@@ -445,10 +452,10 @@ def test_what_a_killed_controller_left_is_released(workspace: Path, session: Pat
 def test_a_failure_halfway_leaves_nothing(
     workspace: Path, session: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(content: bytes) -> str:
-        raise OSError(28, "No space left on device", "base.tree")
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "lower")
 
-    monkeypatch.setattr("sandbox.container.workspace.blake3_hex", fail)
+    monkeypatch.setattr("sandbox.container.workspace._start_survey", fail)
     with pytest.raises(StateError, match="No space left"):
         prepare_workspace(workspace, SECRETS, session)
     assert not list(session.iterdir())
@@ -459,3 +466,17 @@ def test_what_is_returned_can_be_compared(workspace: Path, session: Path) -> Non
     assert isinstance(prepared, PreparedWorkspace)
     assert prepared.volume.upper == str(session / "upper")
     assert prepared.volume.flags == ("userxattr", "nosuid", "nodev")
+
+
+def test_the_survey_can_be_asked_after_the_release_and_leaves_nothing(workspace: Path, session: Path) -> None:
+    prepared = prepare_workspace(workspace, SECRETS, session)
+    release_workspace(session)
+    assert prepared.base_tree_blake3
+    assert not list(session.iterdir())
+
+
+def test_a_described_workspace_is_the_one_that_is_prepared(workspace: Path, session: Path) -> None:
+    described = describe_workspace(workspace, session)
+    assert not session.exists()
+    prepared = prepare_workspace(workspace, SECRETS, session)
+    assert described == (prepared.volume, prepared.uid, prepared.gid)

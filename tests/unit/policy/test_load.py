@@ -199,14 +199,17 @@ ERRORS = [
     (
         "tool_surface:\n  network: {deny_all_others: false}\n",
         [
-            "2:30: tool_surface.network.deny_all_others cannot be false: what is not listed is always denied; "
+            "2:30: tool_surface.network.deny_all_others cannot be false: "
+            "what is not listed is always denied; "
             "leave the key out or say true"
         ],
     ),
     (
-        "tool_surface: {}\noutput: {validate_before_dispatch: false}\nsession: {provenance_tracking: false}\n",
+        "tool_surface: {}\noutput: {validate_before_dispatch: false}\n"
+        "session: {provenance_tracking: false}\n",
         [
-            "2:36: output.validate_before_dispatch cannot be false: every action is validated before it runs; "
+            "2:36: output.validate_before_dispatch cannot be false: "
+            "every action is validated before it runs; "
             "leave the key out or say true",
             "3:32: session.provenance_tracking cannot be false: a run without a record is not started; "
             "leave the key out or say true",

@@ -65,7 +65,7 @@ def test_a_test_has_exactly_one_subject() -> None:
     assert PolicyTest(expect="deny", path="").path == ""
     for subjects in ({}, {"command": "a", "host": "b"}):
         with pytest.raises(ValidationError, match="exactly one"):
-            PolicyTest(expect="deny", **subjects)  # type: ignore[arg-type]
+            PolicyTest(expect="deny", **subjects)
 
 
 def test_equal_policies_have_equal_digests_and_any_difference_shows() -> None:
