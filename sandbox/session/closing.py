@@ -66,6 +66,8 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     await attempt("stop the gateway", session.gateway.stop)
     # No limit on threads: nobody can stop one, and the next step must not pull the ground from under it.
     patch = await attempt("export the patch", lambda: _export(session), None)
+    if not session.directory.patch.exists():
+        problems[-1] += f": {session.directory.changes}"
     if problems and ending.status == "completed":
         ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
     await attempt("close the record", lambda: _record_end(session, ending))
@@ -188,7 +190,7 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 async def _release(session: OpenSession) -> None:
     if not session.directory.patch.exists():
         # Nothing was exported: the work is kept rather than the folder tidy.
-        (session.directory.path / "upper").rename(session.directory.path / "changes")
+        (session.directory.path / "upper").rename(session.directory.changes)
     await asyncio.to_thread(release_workspace, session.directory.path)
     shutil.rmtree(session.directory.egress)
 
