@@ -210,6 +210,9 @@ class _Interrupts:
     def __exit__(self, *exc_info: object) -> None:
         for number in self._signals:
             self._loop.remove_signal_handler(number)
+            if exc_info[0] is None:
+                # There is a result, and nothing to stop any more: half a document would be worse than a wait.
+                signal.signal(number, signal.SIG_IGN)
 
     def _stop(self) -> None:
         if self._is_stopping:

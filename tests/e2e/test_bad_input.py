@@ -194,7 +194,10 @@ def test_a_damaged_signing_key_is_found_before_the_session(runner: Runner) -> No
 @root_only
 def test_a_full_disk_is_the_commands_failure_and_costs_neither_record_nor_patch(runner: Runner) -> None:
     fill = command('python3 -c \'while True: open("junk", "ab").write(bytes(1 << 20))\'')
-    turns = [{"calls": [create("./src/b.txt", "two\n")]}, {"calls": [fill]}, FINISH]
+    more = [
+        {"tool": "list", "input": {"path": "."}}
+    ] * 180  # more of the record than fits the file's last block
+    turns = [{"calls": [create("./src/b.txt", "two\n")]}, {"calls": [fill]}, {"calls": more}, FINISH]
     with small_disk(runner.directory, 64) as disk:
         runner.state = disk / "state"
         runner.env["AGENT_RUNNER_STATE"] = str(runner.state)
@@ -205,7 +208,7 @@ def test_a_full_disk_is_the_commands_failure_and_costs_neither_record_nor_patch(
 
 @root_only
 def test_changes_that_fit_no_patch_are_kept_and_the_result_says_where(runner: Runner) -> None:
-    fill = command("python3 -c 'import os\nwhile True: open(\"junk\", \"ab\").write(os.urandom(1 << 20))'")
+    fill = command('python3 -c \'import os\nwhile True: open("junk", "ab").write(os.urandom(1 << 20))\'')
     turns = [{"calls": [create("./src/b.txt", "two\n")]}, {"calls": [fill]}, FINISH]
     with small_disk(runner.directory, 80) as disk:
         runner.state = disk / "state"
@@ -509,6 +512,18 @@ def test_a_first_ctrl_c_while_closing_does_not_cut_the_closing_short(runner: Run
         gate.release()
         result = ended(runner, run.finish(), "completed", 0)  # the work was done before
     assert result["patch"]["files"] == 1
+
+
+def test_ctrl_c_while_the_result_is_printed_does_not_cut_it_in_two(runner: Runner) -> None:
+    many = [{"tool": "list", "input": {"path": "."}}] * 190  # more than a pipe holds
+    run = Running(runner, "--model", runner.script({"calls": many}, FINISH))
+    wait_until(lambda: list(runner.state.glob("sessions/*/statement.json")))
+    wait_until(lambda: not list(runner.state.glob("sessions/*/egress")))
+    time.sleep(0.5)  # it writes, and nobody reads
+    run.interrupt()
+    time.sleep(0.1)
+    result = ended(runner, run.finish(), "completed", 0)
+    assert len(result["actions"]) == 190
 
 
 @pytest.mark.parametrize("output", ["json", "text"])
