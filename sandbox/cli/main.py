@@ -24,8 +24,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 USAGE_EXIT = 2
 HOST_EXIT = 3
-PIPE_EXIT = 141
-"""As a shell reports a program that SIGPIPE ended."""
 
 
 class LazyGroup(click.Group):
@@ -73,46 +71,45 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every known error is one line on stderr."""
-    _open_missing_streams()
+    _prepare_standard_streams()
     try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as exc:
+        code = cli.main(prog_name="agent-runner", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
+        sys.exit(USAGE_EXIT)
+    except click.ClickException as exc:
+        click.echo(f"agent-runner: {_usage_message(exc)}", err=True)
         sys.exit(USAGE_EXIT)
     except (click.Abort, KeyboardInterrupt):
         click.echo("agent-runner: cancelled", err=True)
         sys.exit(130)
     except AgentRunnerError as exc:
         click.echo(f"agent-runner: {exc}", err=True)
-        _drop_unwritten_output()
         sys.exit(HOST_EXIT if isinstance(exc, HostError) else USAGE_EXIT)
-    except BrokenPipeError:  # the reader of stdout went away
-        _drop_unwritten_output()
-        sys.exit(PIPE_EXIT)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _open_missing_streams() -> None:
-    """Put /dev/null where a standard stream was closed, and write what the locale lacks as escapes.
+def _prepare_standard_streams() -> None:
+    """Open the standard streams that the caller closed; else the next file opened, a ledger say, is one.
 
-    Otherwise the next file that is opened takes the free number: a ledger could become stderr.
+    Text that the terminal's encoding lacks is shown escaped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8"))
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_unwritten_output() -> None:
-    """Keep the interpreter from writing, on its way out, what could not be written before."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+def _usage_message(exc: click.ClickException) -> str:
+    message = " ".join(exc.format_message().split()).rstrip(".")
+    command = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "agent-runner"
+    return f"{message}; see {command} --help"
 
 
 if __name__ == "__main__":

@@ -1,32 +1,35 @@
-"""Await a step to its end although the run is cancelled meanwhile: half an opening or closing leaks."""
+"""See work through although whoever waits for it is cancelled: what stops halfway leaves things behind."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
-async def to_its_end(step: Coroutine[Any, Any, _T]) -> _T:
-    """Return what a step returns, or raise what it raises, however often the caller is cancelled.
+async def see_through(work: Coroutine[object, object, T]) -> tuple[T, bool]:
+    """Run ``work`` to its end; return its result, and whether the wait was cancelled meanwhile.
 
-    A cancellation that came meanwhile is not lost: ``take_cancellation`` tells. The step must be bounded.
+    Raises what ``work`` raises. A cancellation is not passed on: the caller decides what it means now.
     """
-    task = asyncio.create_task(step)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({task})
-    return task.result()
-
-
-def take_cancellation() -> bool:
-    """Tell whether the running task was asked to stop, and forget it: what follows may await again."""
-    task = asyncio.current_task()
+    task = asyncio.ensure_future(work)
     was_cancelled = False
-    while task is not None and task.cancelling():
-        was_cancelled = True
-        task.uncancel()
-    return was_cancelled
+    while not task.done():
+        try:
+            await asyncio.wait({task})  # which, unlike awaiting the task, does not cancel it
+        except asyncio.CancelledError:
+            was_cancelled = True
+    return task.result(), was_cancelled
+
+
+async def run_in_thread(work: Coroutine[object, object, T]) -> T:
+    """Wait for a thread to its end, and only then let a cancellation go on.
+
+    Nobody can stop the thread; what it made after its waiter had cleaned up would stay.
+    """
+    result, was_cancelled = await see_through(work)
+    if was_cancelled:
+        raise asyncio.CancelledError
+    return result
