@@ -39,11 +39,12 @@ class TerminalConfirmer:
                 f"\n{question.tool} needs your approval: {printable(question.reason)}\n"
                 f"    {printable(question.text)}\n"
                 f"    blake3 {question.arguments_blake3[:16]}\n"
-                "Approve? [y/N] "
             )
             sys.stderr.flush()
-            # What was typed before the question was shown answers nothing.
+            # What was typed before the question was shown answers nothing; what follows the prompt counts.
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+            sys.stderr.write("Approve? [y/N] ")
+            sys.stderr.flush()
             line = await _read_line()
         finally:
             self._progress.resume()

@@ -92,3 +92,53 @@ def test_the_estimate_learns_from_reported_usage() -> None:
     grown.add_reply(reply(1))
     grown.add_outcomes(outcome(1, 10))
     assert "[dropped" not in str(grown.request().turns)  # 60,000 bytes would not fit at the first estimate
+
+
+def test_more_than_a_window_of_results_in_one_turn_is_cut_and_not_fatal() -> None:
+    grown = context(8000)
+    uses = tuple(ToolUse(f"c{n}", "read", {"path": "x"}, "{}") for n in range(10))
+    grown.add_reply(ModelReply("model", None, "", uses, "tool_use", None))
+    long = tuple(ToolOutcome(use.id, "read", f"head {'x' * 30_000} tail", False) for use in uses)
+    short = ToolOutcome("c10", "read", "a short one", False)
+    grown.add_outcomes((*long, short))
+    newest = grown.request().turns[-1]
+    assert isinstance(newest, UserTurn)
+    assert newest.outcomes[-1] == short
+    for outcome in newest.outcomes[:-1]:
+        assert outcome.content.startswith("head ")
+        assert outcome.content.endswith(" tail")
+        assert "the middle is cut" in outcome.content
+
+
+def test_one_result_of_long_characters_fits_too() -> None:
+    grown = context(8000)
+    grown.add_reply(reply(0))
+    grown.add_outcomes((ToolOutcome("c0", "read", "漢" * 30_000, False),))
+    newest = grown.request().turns[-1]
+    assert isinstance(newest, UserTurn)
+    assert len(newest.outcomes[0].content.encode()) < 12_000
+
+
+def test_a_file_cannot_pass_itself_off_as_dropped() -> None:
+    grown = context(8000)
+    for number in range(8):
+        grown.add_reply(reply(number))
+        grown.add_outcomes((ToolOutcome(f"c{number}", "read", "[dropped" + "x" * 4000, False),))
+    assert grown.request()
+
+
+def test_what_can_not_be_shortened_ends_the_run() -> None:
+    grown = context(4000)
+    with pytest.raises(ModelFailed):
+        Context(POLICY, "t" * 20_000, offered_tools(POLICY), 4000).request()
+    assert grown.request()  # the control
+
+
+def test_a_provider_that_reports_one_token_does_not_switch_the_estimate_off() -> None:
+    grown = context(8000)
+    grown.request()
+    grown.add_reply(reply(0, Usage(1, 0, 0, 1)))
+    grown.add_outcomes(outcome(0, 200_000))
+    newest = grown.request().turns[-1]
+    assert isinstance(newest, UserTurn)
+    assert len(newest.outcomes[0].content) < 80_000
