@@ -1,12 +1,15 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.agent.context import Context
+from sandbox.agent.actions import ActionReader
+from sandbox.agent.context import Context, system_text
 from sandbox.agent.tools import offered_tools
 from sandbox.errors import ModelFailed
 from sandbox.models.provider import AssistantTurn, ModelReply, ToolOutcome, ToolUse, Usage, UserTurn
-from sandbox.policy.model import Policy, SessionPolicy, ShellPolicy
+from sandbox.policy.model import HostEntry, NetworkPolicy, Policy, SessionPolicy, ShellPolicy
 
 POLICY = Policy(name="test", shell=ShellPolicy(allowed_binaries=("make",)))
 
@@ -142,3 +145,31 @@ def test_a_provider_that_reports_one_token_does_not_switch_the_estimate_off() ->
     newest = grown.request().turns[-1]
     assert isinstance(newest, UserTurn)
     assert len(newest.outcomes[0].content) < 80_000
+
+
+def test_the_model_is_told_what_the_policy_allows_and_no_more() -> None:
+    entries = (HostEntry(host="a.test"), HostEntry(host="b.test", ports=(8443,)))
+    policy = Policy(
+        name="test",
+        network=NetworkPolicy(allowlist=entries),
+        shell=ShellPolicy(allowed_binaries=("make",), blocked_commands=("rm",), require_confirmation=True),
+    )
+    told = system_text(policy)
+    assert "Reachable hosts: a.test, b.test (port 8443)." in told
+    assert "Commands you may run: make. Blocked everywhere: rm." in told
+    assert "A person is asked" in told
+    assert "A person is asked" not in system_text(POLICY)
+    assert "Reachable hosts: nothing." in system_text(POLICY)
+
+
+def test_the_tools_name_the_pattern_of_the_action_schema_in_use(tmp_path: Path) -> None:
+    def target(reader: ActionReader) -> str:
+        (tool,) = [t for t in offered_tools(POLICY, reader.target_pattern) if t.name == "create_file"]
+        return str(tool.input_schema["properties"]["target_path"]["description"])
+
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"properties": {"target_path": {"pattern": "^docs/"}}}')
+    assert target(ActionReader(schema)).endswith("^docs/")
+    assert "src" in target(ActionReader(None))
+    schema.write_text("true")
+    assert target(ActionReader(schema)) == "Path relative to the workspace."
