@@ -54,6 +54,9 @@ def main() -> int:
         words = " ".join((exc.stderr or b"").decode(errors="replace").split())
         print(f"benchmarks: a peer's command failed: {exc} {words}", file=sys.stderr)
         return FAILED
+    except OSError as exc:
+        print(f"benchmarks: cannot go on: {exc}; free space there, or set TMPDIR elsewhere", file=sys.stderr)
+        return FAILED
     print(report.as_json() if arguments.output == "json" else report.as_text())
     return 0
 

@@ -6,6 +6,7 @@ for the gateway to judge; nobody does TLS, so what is measured is the way, not t
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -42,8 +43,10 @@ async def measure(place: Place) -> Findings:
         port = int(stack.enter_context(_process([sys.executable, "-m", "benchmarks.egress_ends", "origin"])))
         gateway = [sys.executable, "-m", "benchmarks.egress_ends", "gateway", str(directory), str(port)]
         stack.enter_context(_process(gateway))
+        door = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, door)
         ways: dict[str, Connect] = {
-            "gateway": lambda: _through_gateway(directory / "proxy.sock"),
+            "gateway": lambda: _through_gateway(door),
             "direct": lambda: _dial(port),
         }
         if found := shutil.which("tinyproxy"):
@@ -120,10 +123,11 @@ def _dial(port: int) -> socket.socket:
     return connection
 
 
-def _through_gateway(path: Path) -> socket.socket:
+def _through_gateway(directory: int) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(SECONDS)
-    connection.connect(str(path))
+    # Socket addresses end at 108 bytes; a temporary directory may lie deeper than that.
+    connection.connect(f"/proc/self/fd/{directory}/proxy.sock")
     return _through_proxy(connection, f"{NAME}:443")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -47,14 +49,31 @@ Side = Callable[[Series], Awaitable[None]]
 
 
 async def interleave(
-    sides: Sequence[Side], rounds: int, progress: Callable[[str], None], *, warmups: int = 1
+    sides: Sequence[Side],
+    rounds: int,
+    progress: Callable[[str], None],
+    *,
+    warmups: int = 1,
+    seconds: float = 25.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Series:
-    """Run every side once a round, in order, and return the samples; those of ``warmups`` are dropped."""
+    """Run every side once a round, in order, and return the samples; those of ``warmups`` are dropped.
+
+    On a slow machine there are fewer rounds: after the first, none is begun that would end beyond
+    ``seconds`` if it took as long as the longest before it.
+    """
     series, dropped = Series(), Series()
+    began, longest = clock(), 0.0
     for number in range(-warmups, rounds):
+        started = clock()
+        if number > 0 and started - began + longest > seconds:
+            progress(f"{number} rounds have to do: time is up")
+            break
         progress("warming up" if number < 0 else f"round {number + 1} of {rounds}")
         for side in sides:
             await side(dropped if number < 0 else series)
+            await asyncio.sleep(0)  # a side may never wait for anything; here is where a Ctrl-C is heard
+        longest = max(longest, clock() - started)
     return series
 
 

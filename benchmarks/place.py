@@ -48,6 +48,7 @@ def working_place(image: str, progress: Callable[[str], None]) -> Iterator[Place
     try:
         yield place
     finally:
+        progress("removing what was made")
         _remove_from_engine(place)
         sessions = place.state / "sessions"
         for session in sessions.iterdir() if sessions.is_dir() else ():

@@ -26,6 +26,7 @@ FILES = 100_000
 ROUNDS = 3
 PREPARES = 2
 """In each round: the copy takes most of it."""
+SECONDS = 40.0
 MAX_RATIO = 1 / 10
 
 
@@ -33,7 +34,7 @@ async def measure(place: Place) -> Findings:
     """Build the tree and run the rounds."""
     tree = place.directory / "tree"
     place.progress(f"building a tree of {FILES} files")
-    await asyncio.to_thread(build_tree, tree, FILES)
+    await build_tree(tree, FILES)
     plan = benchmark_plan(place, tree)
     patterns = DenyPatterns(plan.policy.filesystem.deny_patterns)
     runtime = DockerRuntime()
@@ -65,7 +66,7 @@ async def measure(place: Place) -> Findings:
             shutil.rmtree(copied, ignore_errors=True)
 
     try:
-        series = await interleave((prepare, copy, mount), ROUNDS, place.progress, warmups=0)
+        series = await interleave((prepare, copy, mount), ROUNDS, place.progress, warmups=0, seconds=SECONDS)
     finally:
         await runtime.close()
     copies = series.times("copy")
@@ -83,12 +84,13 @@ async def measure(place: Place) -> Findings:
     )
 
 
-def build_tree(tree: Path, files: int) -> None:
+async def build_tree(tree: Path, files: int) -> None:
     """Make a tree like a source checkout: 100 files a folder of 2 kB each, a secret in every tenth folder."""
     content = b"some line of source code\n" * 80
     for number in range(files):
         folder = tree / f"package{number // 10_000}" / f"module{number // 100}"
         if number % 100 == 0:
+            await asyncio.sleep(0)  # not in a thread, which would go on building after a Ctrl-C
             folder.mkdir(parents=True)
             if number % 1000 == 0:
                 (folder / ".env").write_bytes(content)
