@@ -55,3 +55,15 @@ def test_a_run_without_an_engine_prints_one_document_and_leaves_nothing(tmp_path
     assert {"record one event", "egress, bulk download"} <= {row["what"] for row in rows}
     assert all(row["ours"]["p50"] > 0 and row["peer"]["p50"] > 0 for row in rows)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.docker
+def test_a_cold_start_is_measured_with_all_its_steps_and_leaves_nothing(tmp_path: Path) -> None:
+    ended = run("cold_start", "--output", "json", temporary=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert document["rows"][0]["what"] == "cold start to first tool result"
+    steps = {step["what"]: step["p50"] for step in document["steps"]}
+    assert len(steps) == 9
+    assert all(seconds > 0 for seconds in steps.values())
+    assert not list(tmp_path.iterdir())
