@@ -54,7 +54,7 @@ async def interleave(
     progress: Callable[[str], None],
     *,
     warmups: int = 1,
-    seconds: float = 25.0,
+    seconds: float = 15.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Series:
     """Run every side once a round, in order, and return the samples; those of ``warmups`` are dropped.

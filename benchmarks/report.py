@@ -140,12 +140,18 @@ def _comparison_table(rows: list[Row]) -> str:
 
 
 def _row_cells(row: Row) -> tuple[str, ...]:
-    shown = [show_amount(value, row.unit) for side in (row.ours, row.peer) for value in (side.p50, side.p95)]
+    shown = [cell for side in (row.ours, row.peer) for cell in _side_cells(side, row.unit)]
     target, verdict = "-", ""
     if row.target is not None:
         target = f"{'>=' if row.target.is_floor else '<='} {show_ratio(row.target.bound)}"
         verdict = "met" if row.is_met else "NOT MET"
     return (row.what, *shown[:2], row.peer_name, *shown[2:], show_ratio(row.ratio), target, verdict)
+
+
+def _side_cells(side: Distribution, unit: Unit) -> tuple[str, str]:
+    # One sample has no bad end; on a slow machine there may be no time for more.
+    p95 = show_amount(side.p95, unit) if side.samples > 1 else "-"
+    return show_amount(side.p50, unit), p95
 
 
 def _wrap(note: str) -> str:

@@ -40,6 +40,13 @@ def test_a_missed_target_is_written_in_capitals_and_a_missing_one_as_a_dash() ->
     assert lines[2].endswith("1.00x        -")
 
 
+def test_a_single_sample_has_no_95th_percentile() -> None:
+    one = Row("it", flat(1.0), "the other", Distribution(2.0, 2.0, 1))
+    last = Report("a machine", [Findings((one,), ())]).as_text().splitlines()[-1]
+    assert last.split()[:8] == ["it", "1.00", "s", "1.00", "s", "the", "other", "2.00"]
+    assert last.split()[9] == "-"
+
+
 def test_the_table_is_one_and_comes_last() -> None:
     step = Step("a step", flat(0.001))
     report = Report(
