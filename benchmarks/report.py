@@ -105,11 +105,11 @@ class Report:
 
 
 def show_ratio(ratio: float) -> str:
-    """Write a ratio as people say it: ``1/30`` below a half, ``1.25x`` above."""
+    """Write a ratio as people say it: ``1/29.6`` below a half, ``1.25x`` above."""
     if ratio >= 0.5:
         return f"{ratio:.2f}x"
-    part = 1 / ratio
-    return f"1/{part:.1f}" if part < 10 else f"1/{part:.0f}"
+    # One digit more than the bounds have: 1/29.6 is not within 1/30.
+    return "1/" + f"{1 / ratio:.1f}".removesuffix(".0")
 
 
 def show_amount(amount: float, unit: Unit) -> str:

@@ -71,7 +71,8 @@ def test_the_document_carries_raw_figures_and_the_verdict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "shown"), [(1 / 36.4, "1/36"), (1 / 5.26, "1/5.3"), (0.5, "0.50x"), (1.07, "1.07x")]
+    ("ratio", "shown"),
+    [(1 / 29.6, "1/29.6"), (1 / 30, "1/30"), (1 / 5.26, "1/5.3"), (0.5, "0.50x"), (1.07, "1.07x")],
 )
 def test_a_ratio_is_written_as_people_say_it(ratio: float, shown: str) -> None:
     assert show_ratio(ratio) == shown
