@@ -37,7 +37,9 @@ def benchmark_plan(place: Place, workspace: Path) -> RunPlan:
             workspace=workspace,
             image=place.image,
             model="script:benchmark",
-        )
+        ),
+        environ={},
+        home=place.directory,
     )
 
 
