@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -39,12 +41,22 @@ SLEEPER = command("python3 -c 'import time; time.sleep(60)'")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts filesystems of its own: needs root")
 
 
+@pytest.fixture(scope="module")
+def image_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of the image, made once: every state directory would read the whole image otherwise."""
+    runner = Runner(tmp_path_factory.mktemp("index"))
+    runner.workspace.mkdir()
+    assert runner.run("--model", runner.script(FINISH)).code == 0
+    return runner.state / "images"
+
+
 @pytest.fixture
-def runner(tmp_path: Path) -> Runner:
+def runner(tmp_path: Path, image_index: Path) -> Runner:
     made = Runner(tmp_path)
     (made.workspace / "src").mkdir(parents=True)
     (made.workspace / "src" / "a.txt").write_text("one\n")
     (made.workspace / ".env").write_text("KEY=value\n")
+    shutil.copytree(image_index, made.state / "images")
     return made
 
 
@@ -401,11 +413,6 @@ async def test_servers_that_are_no_model_end_as_model_failed(runner: Runner) -> 
 # --- interruptions ---
 
 
-def index_image(runner: Runner) -> None:
-    """Run once, so that the next container of this state directory is a session's."""
-    assert runner.run("--model", runner.script(FINISH, name="index.yaml")).code == 0
-
-
 def wait_for_event(runner: Runner, name: str) -> None:
     def has_event() -> bool:
         return any(name in ledger.read_text() for ledger in runner.state.glob("sessions/*/ledger.jsonl"))
@@ -433,9 +440,8 @@ def test_ctrl_c_while_opening_leaves_nothing(
     runner: Runner, request_held: tuple[bytes, bytes], is_indexed: bool
 ) -> None:
     model = runner.script(FINISH)
-    if is_indexed:
-        index_image(runner)
-    before = runner.sessions()
+    if not is_indexed:
+        shutil.rmtree(runner.state / "images")
     with EngineGate(runner.directory / "engine.sock", hold=request_held) as gate:
         run = Running(runner, "--model", model, DOCKER_HOST=gate.url)
         assert gate.held.wait(30)
@@ -444,7 +450,7 @@ def test_ctrl_c_while_opening_leaves_nothing(
         gate.release()
         finished = run.finish()
     assert finished == Finished(130, "", "agent-runner: cancelled\n")
-    assert runner.sessions() == before
+    assert runner.sessions() == []
     assert_nothing_is_left(runner)
 
 
@@ -483,7 +489,6 @@ def test_sigterm_and_a_lost_terminal_are_as_ctrl_c(runner: Runner, number: signa
 
 def test_more_ctrl_c_changes_nothing_but_says_so(runner: Runner) -> None:
     turns = [{"calls": [create("./src/b.txt", "2\n"), SLEEPER]}, FINISH]
-    index_image(runner)
     with EngineGate(runner.directory / "engine.sock", hold=(b"DELETE", b"/containers/")) as gate:
         run = Running(runner, "--model", runner.script(*turns), DOCKER_HOST=gate.url)
         wait_for_event(runner, "ExecObserved")
@@ -503,7 +508,6 @@ def test_more_ctrl_c_changes_nothing_but_says_so(runner: Runner) -> None:
 
 def test_a_first_ctrl_c_while_closing_does_not_cut_the_closing_short(runner: Runner) -> None:
     model = runner.script({"calls": [create("./src/b.txt", "2\n")]}, FINISH)
-    index_image(runner)
     with EngineGate(runner.directory / "engine.sock", hold=(b"DELETE", b"/containers/")) as gate:
         run = Running(runner, "--model", model, DOCKER_HOST=gate.url)
         assert gate.held.wait(30)
@@ -605,6 +609,10 @@ def test_an_ordinary_user_of_the_docker_group_has_the_same_ends(runner: Runner) 
     before = user.sessions()
     denied = user.run("--model", user.script(FINISH), AGENT_RUNNER_STATE="/root/no")
     assert (denied.code, denied.stdout, denied.stderr.count("\n")) == (3, "", 1)
+    closed = runner.directory / "closed"
+    closed.mkdir(mode=0o700)
+    unseen = user.run("--model", user.script(FINISH), "--policy", closed / "policy.yaml")
+    assert (unseen.code, unseen.stdout, unseen.stderr.count("\n")) == (2, "", 1)
     private = runner.workspace / "private.txt"
     private.write_text("root's\n")
     private.chmod(0o600)
@@ -626,7 +634,7 @@ class OrdinaryUser(Runner):
         for path in (self.directory, *self.directory.rglob("*")):
             os.lchown(path, 1000, 1000)
         for parent in self.directory.parents:
-            if parent.name.startswith("pytest-"):
+            if parent.is_relative_to(tempfile.gettempdir()) and not parent.stat().st_mode & 0o001:
                 parent.chmod(0o755)
 
     def argv(self, *arguments: str | Path) -> list[str]:
