@@ -8,6 +8,7 @@ the next ones still happen.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
@@ -34,6 +35,8 @@ from sandbox.session.result import (
     RunStatus,
 )
 
+logger = logging.getLogger(__name__)
+
 CLOSE_SECONDS = 30.0
 MAX_WITHHELD = 100
 
@@ -51,26 +54,35 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     """Stop, save, record, seal, remove; return the result. Never raises for a step that failed."""
     problems: list[str] = []
 
-    async def attempt(what: str, step: Callable[[], Awaitable[object]]) -> object:
+    async def attempt(
+        what: str, step: Callable[[], Awaitable[object]], seconds: float | None = CLOSE_SECONDS
+    ) -> object:
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await step()
         except (AgentRunnerError, OSError, TimeoutError) as exc:
-            problems.append(f"cannot {what}: {exc or type(exc).__name__}")
-            return None
+            reason = str(exc) or type(exc).__name__
+        except Exception as exc:  # the steps that follow matter more than what this one ran into
+            logger.exception("internal error while closing session %s", session.directory.session_id)
+            reason = f"internal error: {type(exc).__name__}: {exc}"
+        # Names from the container may be in it, and the result is UTF-8.
+        problems.append(f"cannot {what}: {reason}".encode("utf-8", "backslashreplace").decode())
+        return None
 
     await attempt("stop the guest", lambda: _stop_guest(session))
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)
-    patch = await attempt("export the patch", lambda: _export(session))
+    # Without a limit, as it bounds itself: a thread that is given up goes on, and what it writes later would
+    # contradict the sealed record.
+    patch = await attempt("export the patch", lambda: _export(session), None)
     if problems and ending.status == "completed":
         ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
     await attempt("close the record", lambda: _record_end(session, ending))
     told = len(problems)
     result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
     await attempt("seal the record", lambda: _seal(session, result))
-    await attempt("remove the workspace layers", lambda: _release(session))
+    await attempt("remove the workspace layers", lambda: _release(session), None)
     return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
-import shutil
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.preflight import check_host, lost_controls
-from sandbox.container.reaper import reap
+from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
@@ -50,6 +51,9 @@ from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import ResultFold
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 HANDSHAKE_SECONDS = 20.0
 
@@ -113,10 +117,9 @@ async def open_session(
     async with AsyncExitStack() as undo:
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
-        undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
-        undo.callback(release_workspace, directory.path)
+        undo.callback(discard_session, directory.path, release_workspace)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
-        workspace = await asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+        workspace = await run_to_its_end(prepare_workspace, plan.workspace, patterns, directory.path)
         spec = compile_spec(
             policy,
             image,
@@ -135,7 +138,7 @@ async def open_session(
         container_id = await runtime.create(spec)
         undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
         # The survey of the tree went on beside the engine's work; nothing may run before it is done.
-        await asyncio.to_thread(workspace.wait_base_tree)
+        await run_to_its_end(workspace.wait_base_tree)
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
     return OpenSession(
@@ -172,6 +175,24 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
+
+
+async def run_to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call in a thread; when cancelled, wait for the call to end before the cancellation goes on.
+
+    A thread cannot be stopped: what undoes its work must not run beside it. A workspace that is mounted
+    after it was released stays mounted, and whoever removes the directory then removes the user's files.
+    """
+    call = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        while not call.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({call})
+        if not call.cancelled():
+            call.exception()  # seen: the cancellation is what is told
+        raise
 
 
 def _now() -> datetime:

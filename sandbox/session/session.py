@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from sandbox.budget import Meter
-from sandbox.errors import GuestError, HostError, RunStopped
+from sandbox.errors import AgentRunnerError, GuestError, HostError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
@@ -20,6 +20,8 @@ from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import RunResult, RunStatus
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -68,41 +70,73 @@ async def run_session(
         recorder=opened.recorder,
         meter=opened.meter,
     )
-    return await close_session(opened, await _end_of(opened, session, work))
+    ending = await _end_of(opened, session, work)
+    return await _despite_cancelling(_close(opened, ending))
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
-    """Do the work and say how it ended. Never raises: a session that was opened is always closed."""
+    """Do the work and say how it ended. Never raises: a session that was opened is always closed.
+
+    So nothing may be awaited once the work is over: a cancellation would be raised there.
+    """
     limit_ms = opened.meter.limits["wall_ms"]
     try:
         async with asyncio.timeout(limit_ms / 1000) as clock:
             return Ending("completed", "", await work(session))
     except TimeoutError:
         if not clock.expired():
-            return await _sandbox_failed(opened, "an operation timed out")
-        tripped = BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
-        opened.recorder.record(tripped)
-        return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
+            return Ending("sandbox_failed", "an operation timed out")
+        return _time_is_over(opened, limit_ms)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        while task is not None and task.uncancel():
-            pass
+        _forget_cancelling()
         return Ending("cancelled", "stopped by the user")
     except RunStopped as exc:
         return Ending(cast(RunStatus, exc.status), str(exc))
     except (GuestError, HostError) as exc:
-        return await _sandbox_failed(opened, str(exc))
+        return Ending("sandbox_failed", str(exc))
     except Exception as exc:
         logger.exception("internal error in session %s", session.id)
         return Ending("sandbox_failed", f"internal error: {type(exc).__name__}: {exc}")
 
 
-async def _sandbox_failed(opened: OpenSession, reason: str) -> Ending:
+def _time_is_over(opened: OpenSession, limit_ms: int) -> Ending:
+    tripped = BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
+    try:
+        opened.recorder.record(tripped)
+    except AgentRunnerError as exc:
+        return Ending("sandbox_failed", str(exc))
+    return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
+
+
+async def _close(opened: OpenSession, ending: Ending) -> RunResult:
+    if ending.status == "sandbox_failed":
+        ending = await _explain(opened, ending)
+    return await close_session(opened, ending)
+
+
+async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     """Add what the engine knows: a guest killed for memory only looks like a closed stream from here."""
-    state = await opened.state()
+    state, reason = await opened.state(), ending.reason
     if state is not None and state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
     elif state is not None and not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
-    return Ending("sandbox_failed", reason)
+    return replace(ending, reason=reason)
+
+
+async def _despite_cancelling(closing: Coroutine[Any, Any, T]) -> T:
+    """Wait to the end: who interrupts a session that is closing would leave its container behind."""
+    task = asyncio.ensure_future(closing)
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            _forget_cancelling()
+    return task.result()
+
+
+def _forget_cancelling() -> None:
+    task = asyncio.current_task()
+    while task is not None and task.uncancel():
+        pass
