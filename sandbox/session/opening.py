@@ -300,8 +300,9 @@ async def _start(
     # Said before any command runs: what the guest claims later, hostile code may have a hand in.
     if plan.policy.runtime == "runc" and ready.landlock_abi < LANDLOCK_ABI_WITH_SCOPES:
         warnings.append(
-            f"Landlock: ABI {ready.landlock_abi} in the container, {LANDLOCK_ABI_WITH_SCOPES} is needed to keep a "
-            "command's signals to itself; one that kills its keeper loses its output, and PID 1 kills the rest"
+            f"Landlock: ABI {ready.landlock_abi} in the container, {LANDLOCK_ABI_WITH_SCOPES} is needed to "
+            "keep a command's signals to itself; one that kills its keeper loses its output, and PID 1 kills "
+            "what is left of it"
         )
     recorder.record(
         ContainerStarted(
