@@ -23,7 +23,6 @@ from sandbox.container.workspace import release_workspace
 from sandbox.errors import AgentRunnerError
 from sandbox.events import PatchExported, SessionEnded, excerpt
 from sandbox.policy.paths import DenyPatterns
-from sandbox.provenance.keys import signing_key
 from sandbox.provenance.statement import seal_session
 from sandbox.session.opening import OpenSession
 from sandbox.session.result import (
@@ -73,9 +72,10 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)
-    # Without a limit, as it bounds itself: a thread that is given up goes on, and what it writes later would
-    # contradict the sealed record.
+    # No limit on threads: nobody can stop one, and the next step must not pull the ground from under it.
     patch = await attempt("export the patch", lambda: _export(session), None)
+    if not session.directory.patch.exists():
+        problems[-1] += f": {session.directory.changes}"
     if problems and ending.status == "completed":
         ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
     await attempt("close the record", lambda: _record_end(session, ending))
@@ -123,8 +123,12 @@ def _withheld(patch: ExportedPatch) -> list[str]:
 async def _record_end(session: OpenSession, ending: Ending) -> None:
     wall = {"wall_ms": round((time.monotonic() - session.started_clock) * 1000)}
     spent = session.meter.spent() | wall
-    session.recorder.record(SessionEnded(status=ending.status, reason=excerpt(ending.reason), spent=spent))
-    session.ledger.close()
+    try:
+        session.recorder.record(
+            SessionEnded(status=ending.status, reason=excerpt(ending.reason), spent=spent)
+        )
+    finally:
+        session.ledger.close()
 
 
 def _result(
@@ -182,10 +186,9 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
     directory = session.directory
     # The result first: the statement names it by digest.
     directory.result.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    key = signing_key(directory.path.parent.parent)
     seal_session(
         directory.path,
-        key,
+        session.key,
         head=session.ledger.head,
         entries=session.ledger.entries,
         runner_version=__version__,
@@ -195,7 +198,7 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 async def _release(session: OpenSession) -> None:
     if not session.directory.patch.exists():
         # Nothing was exported: the work is kept rather than the folder tidy.
-        (session.directory.path / "upper").rename(session.directory.path / "changes")
+        (session.directory.path / "upper").rename(session.directory.changes)
     await asyncio.to_thread(release_workspace, session.directory.path)
     shutil.rmtree(session.directory.egress)
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
+from sandbox.container.patch import require_git
 from sandbox.container.preflight import check_host, lost_controls
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
@@ -44,6 +43,7 @@ from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
+from sandbox.provenance.keys import SigningKey, signing_key
 from sandbox.provenance.ledger import Ledger
 from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
@@ -52,9 +52,7 @@ from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import ResultFold
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
 LANDLOCK_ABI_WITH_SCOPES = 6
@@ -76,6 +74,7 @@ class OpenSession:
     image: Image
     spec: ContainerSpec
     seccomp_blake3: str
+    key: SigningKey
     ledger: Ledger
     recorder: Recorder
     fold: ResultFold
@@ -118,12 +117,17 @@ async def open_session(
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
+    # What the end needs is looked for before the beginning.
+    require_git()
+    key = signing_key(state)
     async with AsyncExitStack() as undo:
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
         undo.callback(discard_session, directory.path, release_workspace)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
-        workspace = await run_to_its_end(prepare_workspace, plan.workspace, patterns, directory.path)
+        workspace = await run_in_thread(
+            asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+        )
         spec = compile_spec(
             policy,
             image,
@@ -142,7 +146,7 @@ async def open_session(
         container_id = await runtime.create(spec)
         undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
         # The survey of the tree went on beside the engine's work; nothing may run before it is done.
-        await run_to_its_end(workspace.wait_base_tree)
+        await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
     warnings = [*lost_controls(policy), *workspace.warnings, *reaped.problems]
@@ -154,6 +158,7 @@ async def open_session(
         image=image,
         spec=spec,
         seccomp_blake3=seccomp.digest.blake3,
+        key=key,
         ledger=ledger,
         recorder=recorder,
         fold=fold,
@@ -181,24 +186,6 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
-
-
-async def run_to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call in a thread; when cancelled, wait for the call to end before the cancellation goes on.
-
-    A thread cannot be stopped: what undoes its work must not run beside it. A workspace that is mounted
-    after it was released stays mounted, and whoever removes the directory then removes the user's files.
-    """
-    call = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        while not call.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({call})
-        if not call.cancelled():
-            call.exception()  # seen: the cancellation is what is told
-        raise
 
 
 def _now() -> datetime:

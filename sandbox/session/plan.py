@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.budget import MAX_AMOUNT
 from sandbox.egress.indexes import index_environment, resolve_package_indexes
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
@@ -62,11 +64,14 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
     ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names.
-    Raises PolicyError for a value above a ceiling, and when no model is named anywhere; HostError when
-    a package index cannot be allowed.
+    Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
+    UTF-8, and when no model is named anywhere; HostError when a package index cannot be allowed.
     """
     policy = request.loaded.policy
     routing = policy.routing
+    _refuse_broken_text(request)
+    if not request.image.strip():
+        raise PolicyError("cannot use an empty --image: name one, or leave it out for the default")
     model = request.model or routing.default_model
     if model is None:
         raise PolicyError(
@@ -78,6 +83,13 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
     window = _within(
         "--context-window", request.context_window, policy.session.max_tokens, policy.session.max_tokens
     )
+    for name, value, scale in (
+        ("budget limit", budget, NANO),
+        ("limit of tool calls", calls, 1),
+        ("limits.wall_seconds", policy.limits.wall_seconds, 1000),
+    ):
+        if value * scale > MAX_AMOUNT:
+            raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")
     effective = policy.model_copy(
         update={
             "routing": RoutingPolicy(
@@ -102,6 +114,21 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
     )
 
 
+def _refuse_broken_text(request: RunRequest) -> None:
+    """Refuse what the record, which is UTF-8, could not repeat."""
+    given = {
+        "--task": request.task,
+        "--image": request.image,
+        "--model": request.model,
+        "--fallback-model": request.fallback_model,
+    }
+    for option, text in given.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as exc:
+            raise PolicyError(f"cannot use {option} {text!r}: it is not UTF-8; write it in UTF-8") from exc
+
+
 def _with_indexes(network: NetworkPolicy, environ: Mapping[str, str], home: Path) -> NetworkPolicy:
     """Resolve ``package_indexes`` to hosts, so that the recorded policy says which were allowed. D5"""
     listed = {entry.host for entry in network.allowlist}
@@ -113,6 +140,8 @@ def _with_indexes(network: NetworkPolicy, environ: Mapping[str, str], home: Path
 def _within(option: str, asked: float | None, ceiling: float | None, default: float) -> float:
     if asked is None:
         return default if ceiling is None else ceiling
+    if not math.isfinite(asked):
+        raise PolicyError(f"cannot use {option} {asked:g}: give a number")
     if ceiling is not None and asked > ceiling:
         raise PolicyError(f"cannot raise {option} to {asked:g}: the policy's ceiling is {ceiling:g}")
     return asked

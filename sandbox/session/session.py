@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import cast
 
 from sandbox.budget import Meter
-from sandbox.errors import AgentRunnerError, GuestError, HostError, RunStopped
+from sandbox.errors import GuestError, HostError, RecordError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
@@ -20,8 +20,7 @@ from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import RunResult, RunStatus
-
-T = TypeVar("T")
+from sandbox.session.uninterrupted import see_through
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,9 @@ async def run_session(
 ) -> RunResult:
     """Run one session to its end and return its result.
 
-    Raises PolicyError or HostError only while opening, with nothing left behind. Cancelling the task
-    ends the work; the session still closes, with status ``cancelled``.
+    Raises PolicyError or HostError only while opening, and CancelledError when cancelled then, with
+    nothing left behind. Cancelling the task later ends the work; the session still closes, with status
+    ``cancelled``. Once it closes, cancelling changes nothing any more.
     """
     opened = await open_session(plan, runtime, state, listeners)
     session = Session(
@@ -71,14 +71,13 @@ async def run_session(
         meter=opened.meter,
     )
     ending = await _end_of(opened, session, work)
-    return await _despite_cancelling(_close(opened, ending))
+    # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.
+    result, _ = await see_through(_finish(opened, ending))
+    return result
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
-    """Do the work and say how it ended. Never raises: a session that was opened is always closed.
-
-    So nothing may be awaited once the work is over: a cancellation would be raised there.
-    """
+    """Do the work and say how it ended. Never raises: a session that was opened is always closed."""
     limit_ms = opened.meter.limits["wall_ms"]
     try:
         async with asyncio.timeout(limit_ms / 1000) as clock:
@@ -86,9 +85,11 @@ async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
     except TimeoutError:
         if not clock.expired():
             return Ending("sandbox_failed", "an operation timed out")
-        return _time_is_over(opened, limit_ms)
+        return _timed_out(opened, limit_ms)
     except asyncio.CancelledError:
-        _forget_cancelling()
+        task = asyncio.current_task()
+        while task is not None and task.uncancel():
+            pass
         return Ending("cancelled", "stopped by the user")
     except RunStopped as exc:
         return Ending(cast(RunStatus, exc.status), str(exc))
@@ -99,16 +100,17 @@ async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
         return Ending("sandbox_failed", f"internal error: {type(exc).__name__}: {exc}")
 
 
-def _time_is_over(opened: OpenSession, limit_ms: int) -> Ending:
-    tripped = BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
+def _timed_out(opened: OpenSession, limit_ms: int) -> Ending:
     try:
-        opened.recorder.record(tripped)
-    except AgentRunnerError as exc:
+        opened.recorder.record(
+            BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
+        )
+    except RecordError as exc:
         return Ending("sandbox_failed", str(exc))
     return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
 
 
-async def _close(opened: OpenSession, ending: Ending) -> RunResult:
+async def _finish(opened: OpenSession, ending: Ending) -> RunResult:
     if ending.status == "sandbox_failed":
         ending = await _explain(opened, ending)
     return await close_session(opened, ending)
@@ -116,27 +118,10 @@ async def _close(opened: OpenSession, ending: Ending) -> RunResult:
 
 async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     """Add what the engine knows: a guest killed for memory only looks like a closed stream from here."""
-    state, reason = await opened.state(), ending.reason
+    reason, state = ending.reason, await opened.state()
     if state is not None and state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
     elif state is not None and not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
     return replace(ending, reason=reason)
-
-
-async def _despite_cancelling(closing: Coroutine[Any, Any, T]) -> T:
-    """Wait to the end: who interrupts a session that is closing would leave its container behind."""
-    task = asyncio.ensure_future(closing)
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            _forget_cancelling()
-    return task.result()
-
-
-def _forget_cancelling() -> None:
-    task = asyncio.current_task()
-    while task is not None and task.uncancel():
-        pass

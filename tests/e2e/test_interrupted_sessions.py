@@ -20,7 +20,7 @@ from sandbox.container.reaper import ReapReport, reap
 from sandbox.container.workspace import release_workspace
 from sandbox.errors import EngineError, WorkspaceError
 from sandbox.provenance.owner import OWNER_NAME
-from sandbox.session import closing, opening
+from sandbox.session import closing
 from tests.e2e.harness import engine_leftovers, mounts_beneath
 from tests.e2e.live_session import Live, shell
 
@@ -216,28 +216,3 @@ async def collect(live: Live) -> ReapReport:
         return await reap(runtime, live.state, release_workspace)
     finally:
         await runtime.close()
-
-
-def test_the_opening_waits_for_what_it_cannot_stop() -> None:
-    async def scenario() -> list[str]:
-        said: list[str] = []
-        entered, may_go_on = threading.Event(), threading.Event()
-
-        def work() -> None:
-            entered.set()
-            may_go_on.wait(10)
-            said.append("done")
-
-        call = asyncio.create_task(opening.run_to_its_end(work))
-        await asyncio.to_thread(entered.wait, 10)
-        call.cancel()
-        await asyncio.sleep(0.05)
-        assert not call.done()
-        call.cancel()
-        may_go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        said.append("cancelled")
-        return said
-
-    assert asyncio.run(scenario()) == ["done", "cancelled"]
