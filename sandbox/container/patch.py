@@ -6,13 +6,16 @@ workspace's own repository, which the task can read and whose configuration runs
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sandbox.container.beneath import opened, opened_root, remove_beneath
 from sandbox.container.changes import Change, Version, Withheld, find_changes
@@ -204,13 +207,15 @@ def _git(
         env=git_environment(repository),
         process_group=0,  # Ctrl-C in the terminal is for us alone
     ) as process:
-        assert process.stdin is not None  # noqa: S101
+        stdin, process.stdin = process.stdin, None
+        assert stdin is not None  # noqa: S101
+        # git answers while it reads, and stops reading when nobody takes the answers: fed from here, both
+        # would wait for ever on the first names that fill a pipe, and no limit of time would count.
+        feeder = threading.Thread(target=_feed, args=(stdin, feed or ()), name="git-feed", daemon=True)
+        feeder.start()
         try:
-            for piece in feed or ():
-                process.stdin.write(piece)
             out, err = process.communicate(timeout=_GIT_SECONDS)
-        except BrokenPipeError:
-            out, err = process.communicate()
+            feeder.join()
         except subprocess.TimeoutExpired as exc:
             process.kill()
             raise WorkspaceError(
@@ -227,6 +232,13 @@ def _git(
             "the changes are kept in the session's folder"
         )
     return out
+
+
+def _feed(stdin: IO[bytes], pieces: Iterable[bytes]) -> None:
+    # Ended before it had read all: its exit code says how.
+    with contextlib.suppress(BrokenPipeError), stdin:
+        for piece in pieces:
+            stdin.write(piece)
 
 
 def _write_private(path: Path, content: bytes) -> None:

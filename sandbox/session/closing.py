@@ -66,10 +66,12 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
             async with asyncio.timeout(seconds):
                 return await step()
         except (AgentRunnerError, OSError, TimeoutError) as exc:
-            problems.append(f"cannot {what}: {exc or type(exc).__name__}")
-        except Exception as exc:  # a defect in one step must not keep the container alive
-            logger.exception("internal error: cannot %s", what)
-            problems.append(f"cannot {what}: internal error: {type(exc).__name__}: {exc}")
+            reason = str(exc) or type(exc).__name__
+        except Exception as exc:  # the steps that follow matter more than what this one ran into
+            logger.exception("internal error while closing session %s", session.directory.session_id)
+            reason = f"internal error: {type(exc).__name__}: {exc}"
+        # Names from the container may be in it, and the result is UTF-8.
+        problems.append(f"cannot {what}: {reason}".encode("utf-8", "backslashreplace").decode())
         return None
 
     await attempt("stop the guest", lambda: _stop_guest(session))

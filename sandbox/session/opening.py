@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shutil
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.patch import require_git
 from sandbox.container.preflight import check_host, lost_controls
-from sandbox.container.reaper import reap
+from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
@@ -37,9 +36,10 @@ from sandbox.container.workspace import (
 )
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
-from sandbox.errors import EngineError, GuestError
+from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, SessionStarted
 from sandbox.guest.channel import GuestChannel
+from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
@@ -56,6 +56,8 @@ from sandbox.session.result import ResultFold
 from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
+LANDLOCK_ABI_WITH_SCOPES = 6
+"""Linux 6.12. The guest asks for scopes from this one on."""
 
 
 class Engine(Runtime, ImageSource, Protocol):
@@ -86,8 +88,8 @@ class OpenSession:
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
     """``time.monotonic()`` when the session opened."""
-    warnings: tuple[str, ...]
-    """What the reader of the result should know, one line each."""
+    warnings: list[str]
+    """What the reader of the result should know, one line each; the start of the container may add some."""
 
     async def guest(self) -> GuestChannel:
         """Wait until the container runs. Raises EngineError or GuestError when it does not."""
@@ -112,6 +114,7 @@ async def open_session(
     policy, clock, meter = plan.policy, time.monotonic(), Meter(plan.limits)
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
+    _relays(plan)
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
@@ -121,8 +124,7 @@ async def open_session(
     async with AsyncExitStack() as undo:
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
-        undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
-        undo.callback(release_workspace, directory.path)
+        undo.callback(discard_session, directory.path, release_workspace)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
         workspace = await run_in_thread(
             asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
@@ -148,6 +150,7 @@ async def open_session(
         await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
+    warnings = [*lost_controls(policy), *workspace.warnings, *reaped.problems]
     return OpenSession(
         plan=plan,
         runtime=runtime,
@@ -164,9 +167,9 @@ async def open_session(
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
-        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
+        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
-        warnings=(*lost_controls(policy), *workspace.warnings, *reaped.problems),
+        warnings=warnings,
     )
 
 
@@ -176,6 +179,7 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     Session id and places are shown as ``SESSION``.
     """
     check_host(plan.policy, await runtime.facts())
+    _relays(plan)
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
@@ -230,7 +234,13 @@ def _relays(plan: RunPlan) -> tuple[Relay, ...]:
         if entry.host in addresses
         for port in entry.ports
     ]
-    return (Relay("127.0.0.1", PROXY_PORT, None), *direct)
+    relays = (Relay("127.0.0.1", PROXY_PORT, None), *direct)
+    if len(relays) > RELAYS_MAX:
+        raise PolicyError(
+            f"cannot relay {len(relays)} names and ports of network.allowlist: {RELAYS_MAX} are possible; "
+            "allow some of them by a wildcard, which the proxy serves without a port of its own"
+        )
+    return relays
 
 
 def _started(
@@ -260,7 +270,12 @@ def _started(
 
 
 async def _start(
-    plan: RunPlan, runtime: Runtime, container_id: str, recorder: Recorder, clock: float
+    plan: RunPlan,
+    runtime: Runtime,
+    container_id: str,
+    recorder: Recorder,
+    clock: float,
+    warnings: list[str],
 ) -> GuestChannel:
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
@@ -270,6 +285,13 @@ async def _start(
     except GuestError as exc:
         await channel.close()
         raise GuestError(f"the container started but its guest did not answer: {exc}") from exc
+    # Said before any command runs: what the guest claims later, hostile code may have a hand in.
+    if plan.policy.runtime == "runc" and ready.landlock_abi < LANDLOCK_ABI_WITH_SCOPES:
+        warnings.append(
+            f"Landlock: ABI {ready.landlock_abi} in the container, {LANDLOCK_ABI_WITH_SCOPES} is needed to "
+            "keep a command's signals to itself; one that kills its keeper loses its output, and PID 1 kills "
+            "what is left of it"
+        )
     recorder.record(
         ContainerStarted(
             container_id=container_id,
