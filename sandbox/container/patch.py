@@ -6,17 +6,20 @@ workspace's own repository, which the task can read and whose configuration runs
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sandbox.container.beneath import opened, opened_root, remove_beneath
 from sandbox.container.changes import Change, Version, Withheld, find_changes
-from sandbox.container.ignored import withhold_ignored
+from sandbox.container.ignored import find_ignored
 from sandbox.container.patchtext import Kind, Section, split_patch
 from sandbox.container.survey import read_manifest
 from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, UPPER
@@ -74,9 +77,9 @@ def export_patch(
     try:
         with opened_root(workspace.resolve()) as base, opened_root(session_directory) as session:
             with opened(UPPER.encode(), os.O_DIRECTORY | os.O_RDONLY, directory=session) as upper:
-                found = find_changes(upper, base, manifest, patterns)
-            check = functools.partial(_check_ignore, session_directory, session)
-            found = withhold_ignored(found, base, manifest, check)
+                check = functools.partial(_check_ignore, session_directory, session)
+                ignored = functools.partial(find_ignored, base, manifest, check)
+                found = find_changes(upper, base, manifest, patterns, ignored)
             patch = _make_patch(found.changes, session_directory, session)
         _write_private(patch_path, patch)
     except OSError as exc:
@@ -136,7 +139,7 @@ def _make_patch(changes: Sequence[Change], session_directory: Path, session: int
         )
     finally:
         remove_beneath(session, PATCH_REPOSITORY.encode())
-    return b"".join(part.text for part in sorted(split_patch(diff), key=_reading_order))
+    return b"".join(part.unambiguous for part in sorted(split_patch(diff), key=_reading_order))
 
 
 def _check_ignore(
@@ -202,13 +205,11 @@ def _git(
         cwd=repository.parent,
         env=git_environment(repository),
     ) as process:
-        assert process.stdin is not None  # noqa: S101
+        # From a thread: git answers while it is still asked, and both would wait on full pipes for ever.
+        threading.Thread(target=_feed, args=(process.stdin, feed or ()), daemon=True).start()
+        process.stdin = None
         try:
-            for piece in feed or ():
-                process.stdin.write(piece)
             out, err = process.communicate(timeout=_GIT_SECONDS)
-        except BrokenPipeError:
-            out, err = process.communicate()
         except subprocess.TimeoutExpired as exc:
             process.kill()
             raise WorkspaceError(
@@ -225,6 +226,12 @@ def _git(
             "the changes are kept in the session's folder"
         )
     return out
+
+
+def _feed(stdin: IO[bytes], pieces: Iterable[bytes]) -> None:
+    # git that ends early says why itself.
+    with contextlib.suppress(BrokenPipeError), stdin:
+        stdin.writelines(pieces)
 
 
 def _write_private(path: Path, content: bytes) -> None:
