@@ -25,10 +25,10 @@ lint: $(VENV)/.installed ## Check style, types and the direction of imports
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timing >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/lint-imports >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 	@echo "lint     clean"
 
-bench: dev ## Measure start-up, tool calls and workspaces against Docker and cp, as ratios
+bench: dev ## Measure against docker, cp and a direct connection; print one table of ratios
 	@$(BIN)/python -m benchmarks
 
 clean: ## Remove the environment, the compiled guest and caches; the image and the engine stay

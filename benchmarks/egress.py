@@ -1,130 +1,210 @@
-"""Measure the egress gateway beside a direct connection: bulk bytes, round trips, new tunnels.
+"""The way out: new tunnels and bulk through the gateway, against a direct connection and against tinyproxy.
 
-Origin, gateway and client are three processes; each figure is the median of paired rounds, a direct one
-just before each one through the gateway. Run: ``python -m benchmarks.egress``.
+Client, gateway and origin are processes of their own, on loopback. Every client sends the same ClientHello
+for the gateway to judge; nobody does TLS, so what is measured is the way, not the cryptography.
 """
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
+import os
+import shutil
 import socket
-import statistics
-import tempfile
+import ssl
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sandbox.egress.gateway import Gateway
-from sandbox.policy.model import HostEntry, NetworkPolicy
-from tests.egress_world import LoopbackDialer, StubResolver
+from benchmarks.egress_ends import COUNT_BYTES, NAME
+from benchmarks.measure import Series, Side, interleave
+from benchmarks.place import Place
+from benchmarks.report import Findings, Row, Target
+from sandbox.errors import HostError
 
-BULK_BYTES = 256 * 1024 * 1024
-ROUND_TRIPS = 2000
-TUNNELS = 300
-ROUNDS = 3
-CONNECT = b"CONNECT bench.test:443 HTTP/1.1\r\nHost: bench.test\r\n\r\n"
+ROUNDS = 9
+TUNNELS = 60
+"""In each round and for each way, one after the other; their rate is one sample."""
+BULK_BYTES = 192 * 1024 * 1024
+SECONDS = 20.0
+"""Longest wait on a socket, or for a process to be ready or to end."""
+ROOT = Path(__file__).parent.parent
 
-
-def serve_origin(report: Connection) -> None:
-    """Answer one byte with one byte, or ``B`` with the bulk."""
-    server = socket.create_server(("127.0.0.1", 0), backlog=512)
-    report.send(server.getsockname()[1])
-    block = bytes(1024 * 1024)
-    while True:
-        client, _ = server.accept()
-        with client:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while word := client.recv(1):
-                if word == b"B":
-                    for _ in range(BULK_BYTES // len(block)):
-                        client.sendall(block)
-                else:
-                    client.sendall(word)
+Connect = Callable[[], socket.socket]
+"""Opens a way to the origin; what is written next reaches it."""
 
 
-def serve_gateway(report: Connection, path: Path, port: int) -> None:
-    """Run the gateway; the only stand-in is the address that is dialled."""
-
-    async def run() -> None:
-        policy = NetworkPolicy(allowlist=(HostEntry(host="bench.test"),), enforce_tls=False)
-        gateway = Gateway(
-            policy, path, lambda event: None, resolver=StubResolver(), dialer=LoopbackDialer({443: port})
+async def measure(place: Place) -> Findings:
+    """Run the rounds."""
+    directory = place.directory / "egress"
+    directory.mkdir()
+    with ExitStack() as stack:
+        port = int(stack.enter_context(_process([sys.executable, "-m", "benchmarks.egress_ends", "origin"])))
+        gateway = [sys.executable, "-m", "benchmarks.egress_ends", "gateway", str(directory), str(port)]
+        stack.enter_context(_process(gateway))
+        door = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, door)
+        ways: dict[str, Connect] = {
+            "gateway": lambda: _through_gateway(door),
+            "direct": lambda: _dial(port),
+        }
+        if found := shutil.which("tinyproxy"):
+            proxy_port = stack.enter_context(_tinyproxy(found, directory))
+            ways["tinyproxy"] = lambda: _through_proxy(_dial(proxy_port), f"127.0.0.1:{port}")
+        sides = [side for name, connect in ways.items() for side in _sides(name, connect)]
+        series = await interleave(sides, ROUNDS, place.progress)
+    rows = []
+    for peer in [name for name in ways if name != "gateway"]:
+        title = "direct connection" if peer == "direct" else peer
+        ahead = Target(1.0, is_floor=True) if peer == "tinyproxy" else None
+        tunnels, bulk = (
+            (series.rates(f"gateway {what}"), series.rates(f"{peer} {what}")) for what in ("tunnels", "bulk")
         )
-        await gateway.start()
-        report.send(True)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
-
-
-def bulk(connect: Callable[[], socket.socket]) -> float:
-    """Return Gbit/s."""
-    with connect() as client:
-        started, left, buffer = time.perf_counter(), BULK_BYTES, bytearray(1024 * 1024)
-        client.sendall(b"B")
-        while left:
-            left -= client.recv_into(buffer)
-        return BULK_BYTES * 8 / 1e9 / (time.perf_counter() - started)
+        rows.append(Row("egress, new tunnels", tunnels[0], title, tunnels[1], "/s"))
+        rows.append(Row("egress, bulk download", bulk[0], title, bulk[1], "B/s", ahead))
+    tinyproxy = "" if "tinyproxy" in ways else " tinyproxy is not installed, so it was not measured."
+    return Findings(
+        rows=tuple(rows),
+        notes=(
+            "egress: one client, loopback. A tunnel counts from connect to the first byte of the origin: "
+            "CONNECT, decision, ClientHello gate, ledger. For rates, p95 is what 95 of 100 rounds reached."
+            + tinyproxy,
+        ),
+    )
 
 
-def round_trips(connect: Callable[[], socket.socket]) -> float:
-    """Return round trips per second on one connection."""
-    with connect() as client:
+def client_hello() -> bytes:
+    """Return a real ClientHello that names the origin, as this Python's OpenSSL sends it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=NAME)
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return outgoing.read()
+    raise AssertionError("a handshake cannot end without an answer")
+
+
+HELLO = client_hello()
+
+
+def _sides(name: str, connect: Connect) -> tuple[Side, Side]:
+    async def tunnels(series: Series) -> None:
         started = time.perf_counter()
-        for _ in range(ROUND_TRIPS):
-            client.sendall(b"x")
-            client.recv(1)
-        return ROUND_TRIPS / (time.perf_counter() - started)
+        for _ in range(TUNNELS):
+            with connect() as way:
+                _fetch(way, 1)
+        series.add(f"{name} tunnels", TUNNELS / (time.perf_counter() - started))
+
+    async def bulk(series: Series) -> None:
+        with connect() as way:
+            started = time.perf_counter()
+            _fetch(way, BULK_BYTES)
+            series.add(f"{name} bulk", BULK_BYTES / (time.perf_counter() - started))
+
+    return tunnels, bulk
 
 
-def new_tunnels(connect: Callable[[], socket.socket]) -> float:
-    """Return connections per second, one round trip on each."""
-    started = time.perf_counter()
-    for _ in range(TUNNELS):
-        with connect() as client:
-            client.sendall(b"x")
-            client.recv(1)
-    return TUNNELS / (time.perf_counter() - started)
-
-
-def main() -> None:
-    """Print the table."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "proxy.sock"
-        ours, theirs = multiprocessing.Pipe()
-        origin = multiprocessing.Process(target=serve_origin, args=(theirs,), daemon=True)
-        origin.start()
-        port = ours.recv()
-        gateway = multiprocessing.Process(target=serve_gateway, args=(theirs, path, port), daemon=True)
-        gateway.start()
-        ours.recv()
-
-        def direct() -> socket.socket:
-            return socket.create_connection(("127.0.0.1", port))
-
-        def through() -> socket.socket:
-            client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            client.connect(str(path))
-            client.sendall(CONNECT)
-            assert client.recv(1024).startswith(b"HTTP/1.1 200")
-            return client
-
-        print("| measure | direct | gateway | ratio |\n|---|---|---|---|")
-        for name, measure in (
-            ("bulk, Gbit/s", bulk),
-            ("round trips/s", round_trips),
-            ("new tunnels/s", new_tunnels),
-        ):
-            pairs = [(measure(direct), measure(through)) for _ in range(ROUNDS)]
-            first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
-            print(
-                f"| {name} | {first:.1f} | {second:.1f} | {statistics.median(b / a for a, b in pairs):.2f} |"
+def _fetch(way: socket.socket, count: int) -> None:
+    way.sendall(HELLO + count.to_bytes(COUNT_BYTES, "big"))
+    buffer = bytearray(min(count, 1024 * 1024))
+    while count:
+        received = way.recv_into(buffer)
+        if not received:
+            raise HostError(
+                f"the egress benchmark lost its connection with {count} bytes to go; run it again"
             )
-        gateway.terminate()
-        origin.terminate()
+        count -= received
 
 
-if __name__ == "__main__":
-    main()
+def _dial(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _through_gateway(directory: int) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(SECONDS)
+    # Socket addresses end at 108 bytes; a temporary directory may lie deeper than that.
+    connection.connect(f"/proc/self/fd/{directory}/proxy.sock")
+    return _through_proxy(connection, f"{NAME}:443")
+
+
+def _through_proxy(connection: socket.socket, target: str) -> socket.socket:
+    connection.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        received = connection.recv(4096)
+        answer += received
+        if not received:
+            break
+    status = answer.split(b"\r\n")[0]
+    if b" 200 " not in status + b" ":
+        connection.close()
+        raise HostError(f"the egress benchmark got no tunnel to {target}: {status.decode('latin-1')!r}")
+    return connection
+
+
+@contextmanager
+def _process(arguments: list[str]) -> Iterator[str]:
+    """Run a process that ends with its stdin; give the line it writes when it is ready."""
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a Ctrl-C is ours to handle
+    )
+    try:
+        assert process.stdout is not None
+        if not (line := process.stdout.readline().strip()):
+            raise HostError(f"the egress benchmark cannot start {' '.join(arguments[1:4])}; see above")
+        yield line
+    finally:
+        _end(process)
+
+
+@contextmanager
+def _tinyproxy(program: str, directory: Path) -> Iterator[int]:
+    """Run tinyproxy on a free port of loopback; give the port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    settings = directory / "tinyproxy.conf"
+    settings.write_text(f"Port {port}\nListen 127.0.0.1\nMaxClients 100\nLogLevel Critical\nTimeout 60\n")
+    process = subprocess.Popen(
+        [program, "-d", "-c", str(settings)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_listening(port)
+        yield port
+    finally:
+        _end(process)
+
+
+def _wait_listening(port: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise HostError(f"tinyproxy does not listen on port {port}; try it by hand") from None
+            time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    else:
+        process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -70,6 +70,11 @@ class ActionReader:
         try:
             schema = json.loads(path.read_text(encoding="utf-8"))
             Draft202012Validator.check_schema(schema)
+        except FileNotFoundError as exc:
+            raise PolicyError(
+                f"cannot use action schema {path}: there is no such file; "
+                "create it, or drop output.schema_path to use the shipped schema"
+            ) from exc
         except (OSError, ValueError, SchemaError) as exc:
             problem = exc.message if isinstance(exc, SchemaError) else str(exc)
             raise PolicyError(f"cannot use action schema {path}: {problem}") from exc

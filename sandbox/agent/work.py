@@ -30,8 +30,7 @@ def agent_work(
     a missing key or an unpriced model.
     """
     policy = plan.policy
-    schema = policy.output.schema_path
-    reader = ActionReader(plan.policy_source.parent / schema if schema else None)
+    reader = ActionReader(_schema_file(policy.output.schema_path, plan.policy_source, working_dir))
     prices = PriceTable(policy.prices)
     primary = open_provider(plan.model, environ=environ, working_dir=working_dir)
     fallback = None
@@ -57,6 +56,14 @@ def agent_work(
             await _close(primary, fallback)
 
     return work
+
+
+def _schema_file(named: str | None, policy_source: Path, working_dir: Path) -> Path | None:
+    """Find the policy's action schema: beside the policy file, else in the working directory."""
+    if named is None:
+        return None
+    beside, here = policy_source.parent / named, working_dir / named
+    return here if here.exists() and not beside.exists() else beside
 
 
 async def _close(*providers: Provider | None) -> None:

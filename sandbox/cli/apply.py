@@ -55,7 +55,7 @@ def command(session: str, workspace: Path | None, allow_executable_paths: bool, 
             is_check_only=is_check_only,
         )
     except AgentRunnerError as exc:
-        click.echo(f"Error: {exc}", err=True)
+        click.echo(f"agent-runner: {exc}", err=True)
         raise click.exceptions.Exit(_EXIT_CALLER if isinstance(exc, PolicyError) else _EXIT_HOST) from exc
     click.echo(_as_text(report, workspace or recorded))
 

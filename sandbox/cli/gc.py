@@ -28,7 +28,7 @@ def command(output: str) -> None:
     try:
         report = asyncio.run(_collect())
     except AgentRunnerError as exc:
-        click.echo(f"Error: {exc}", err=True)
+        click.echo(f"agent-runner: {exc}", err=True)
         raise click.exceptions.Exit(EXIT_HOST) from exc
     click.echo(json.dumps(asdict(report), indent=2) if output == "json" else _as_text(report))
     if report.problems:

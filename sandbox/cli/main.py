@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 
 import click
@@ -69,10 +71,14 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every known error is one line on stderr."""
+    _prepare_standard_streams()
     try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as exc:
+        code = cli.main(prog_name="agent-runner", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
+        sys.exit(USAGE_EXIT)
+    except click.ClickException as exc:
+        click.echo(f"agent-runner: {_usage_message(exc)}", err=True)
         sys.exit(USAGE_EXIT)
     except (click.Abort, KeyboardInterrupt):
         click.echo("agent-runner: cancelled", err=True)
@@ -81,6 +87,29 @@ def main() -> None:
         click.echo(f"agent-runner: {exc}", err=True)
         sys.exit(HOST_EXIT if isinstance(exc, HostError) else USAGE_EXIT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_standard_streams() -> None:
+    """Open the standard streams that the caller closed; else the next file opened, a ledger say, is one.
+
+    Text that the terminal's encoding lacks is shown escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage_message(exc: click.ClickException) -> str:
+    message = " ".join(exc.format_message().split()).rstrip(".")
+    command = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "agent-runner"
+    return f"{message}; see {command} --help"
 
 
 if __name__ == "__main__":

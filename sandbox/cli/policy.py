@@ -42,9 +42,12 @@ def validate(
       agent-runner policy validate agent-policy/production.yaml --against old/production.yaml
     """
     from sandbox.policy.report import policy_files, report_on
+    from sandbox.resources import working_directory
 
     reports = [
-        report for file in policy_files(path, Path.cwd()) for report in report_on(file, profile, against)
+        report
+        for file in policy_files(path, working_directory())
+        for report in report_on(file, profile, against)
     ]
     is_valid = not any(report.has_errors for report in reports)
     if output == "json":
@@ -67,8 +70,9 @@ def show(path: Path | None, profile: str | None, output: str) -> None:
     """
     from sandbox.policy.documents import as_profile_map
     from sandbox.policy.load import find_policy, load_policy
+    from sandbox.resources import working_directory
 
-    loaded = load_policy(find_policy(path, profile, Path.cwd()), profile)
+    loaded = load_policy(find_policy(path, profile, working_directory()), profile)
     digest = loaded.policy.digest()
     document = as_profile_map(loaded.policy)
     if output == "json":
@@ -96,7 +100,10 @@ def _print_report(report: PolicyReport) -> None:
         severity: sum(finding.severity == severity for finding in report.findings)
         for severity in ("error", "warning", "info")
     }
-    summary = ", ".join(f"{count} {severity}" for severity, count in counts.items())
+    summary = ", ".join(
+        f"{count} {severity}{'s' if count != 1 and severity != 'info' else ''}"
+        for severity, count in counts.items()
+    )
     click.echo(f"{name}: {'INVALID' if report.has_errors else 'valid'} ({summary})")
     _print_findings(report)
     if report.change is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.errors import PolicyError
+from sandbox.errors import HostError, PolicyError
 
 if TYPE_CHECKING:
     from sandbox.cli.progress import Progress
@@ -88,15 +88,16 @@ def command(
           --max-tool-calls 150 --output json
     """
     from sandbox.policy.load import find_policy, load_policy
+    from sandbox.resources import working_directory
     from sandbox.session.plan import DEFAULT_IMAGE, RunRequest
 
     if not task.strip():
         raise PolicyError("cannot run an empty task: say in --task what shall be done")
     request = RunRequest(
         task=task,
-        loaded=load_policy(find_policy(policy_file, profile, Path.cwd(), workspace), profile),
+        loaded=load_policy(find_policy(policy_file, profile, working_directory(), workspace), profile),
         workspace=workspace,
-        image=image or DEFAULT_IMAGE,
+        image=DEFAULT_IMAGE if image is None else image,
         model=model,
         fallback_model=fallback_model,
         budget_usd=budget_usd,
@@ -106,7 +107,10 @@ def command(
     if dry_run:
         click.echo(asyncio.run(_describe(request)))
         return
-    result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    try:
+        result = asyncio.run(_run(request, yes=yes, quiet=quiet))
+    except asyncio.CancelledError as exc:
+        raise click.Abort from exc  # before there was a session
     _print_result(result, output)
     ctx.exit(result.exit_code)
 
@@ -117,31 +121,43 @@ async def _describe(request: RunRequest) -> str:
     from sandbox.session.opening import describe_container
     from sandbox.session.plan import plan_run
 
-    return await describe_container(plan_run(request), DockerRuntime(), state_directory())
+    plan = plan_run(request, os.environ, _home())
+    runtime = DockerRuntime()
+    try:
+        return await describe_container(plan, runtime, state_directory())
+    finally:
+        await runtime.close()
 
 
 async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     from sandbox.agent.work import agent_work
     from sandbox.cli.progress import Progress
     from sandbox.container.docker import DockerRuntime
-    from sandbox.resources import state_directory
+    from sandbox.resources import state_directory, working_directory
     from sandbox.session.plan import plan_run
     from sandbox.session.session import run_session
 
-    plan = plan_run(request)
+    plan = plan_run(request, os.environ, _home())
     runtime = DockerRuntime()
     try:
         with Progress(is_quiet=quiet) as progress, _Interrupts():
             return await run_session(
                 plan,
                 runtime,
-                agent_work(plan, os.environ, Path.cwd(), progress.on_text),
+                agent_work(plan, os.environ, working_directory(), progress.on_text),
                 state=state_directory(),
                 confirmer=_confirmer(yes, progress),
                 listeners=(progress,),
             )
     finally:
         await runtime.close()
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")  # a user without a home has no client configuration there
 
 
 def _confirmer(yes: bool, progress: Progress) -> Confirmer:
@@ -156,29 +172,47 @@ def _confirmer(yes: bool, progress: Progress) -> Confirmer:
 
 
 def _print_result(result: RunResult, output: str) -> None:
-    if output == "json":
-        click.echo(result.model_dump_json(indent=2))
-        return
     from sandbox.cli.summary import render_summary
 
-    render_summary(result)
+    try:
+        if output == "json":
+            click.echo(result.model_dump_json(indent=2).encode())  # UTF-8, whatever the terminal's encoding
+        else:
+            render_summary(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # the reader has seen enough; click ends quietly
+    except OSError as exc:
+        raise HostError(
+            f"cannot print the result of session {result.session}: {exc.strerror}; "
+            f"see it with agent-runner sessions show {result.session}"
+        ) from exc
 
 
 class _Interrupts:
-    """The first Ctrl-C (or SIGTERM) cancels the run, which then cleans up; the next ones only say so."""
+    """The first Ctrl-C (or SIGTERM, or a lost terminal) cancels the run, which then cleans up.
+
+    The next ones only say so.
+    """
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._is_stopping = False
+        self._signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            self._signals.append(signal.SIGHUP)
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._loop.add_signal_handler(number, self._stop)
 
     def __exit__(self, *exc_info: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._loop.remove_signal_handler(number)
+            if exc_info[0] is None:
+                # There is a result, and nothing to stop any more: half a document would be worse than a wait.
+                signal.signal(number, signal.SIG_IGN)
 
     def _stop(self) -> None:
         if self._is_stopping:

@@ -70,7 +70,7 @@ def _actions(actions: list[ActionReport]) -> Table:
 def _came_of(action: ActionReport) -> str:
     if action.verdict != "allow":
         return printable(action.reason)
-    last = printable(action.excerpt.strip().splitlines()[-1][:120]) if action.excerpt.strip() else ""
+    last = _telling_line(action.excerpt)
     if action.timed_out:
         return "timed out"
     if action.signal is not None:
@@ -82,6 +82,12 @@ def _came_of(action: ActionReport) -> str:
     if action.tool in {"read", "list", "search"} and action.ok:
         return f"{action.output_bytes} bytes"
     return last
+
+
+def _telling_line(text: str) -> str:
+    """Return the line that says most: a refusal of ours, else the last one."""
+    lines = text.strip().splitlines() or [""]
+    return printable(next((line for line in lines if "blocked by policy" in line), lines[-1]), 120)
 
 
 def _egress(result: RunResult) -> Table:
@@ -107,7 +113,7 @@ def _print_patch(console: Console, result: RunResult) -> None:
     if result.patch is None:
         console.print(Text("no patch: the changes could not be read", style="red"))
         return
-    console.print(Text(f"\nPatch: {result.patch.files} files changed, {result.patch.path}", style="bold"))
+    console.print(Text(f"\nPatch: {_files(result.patch.files)} changed, {result.patch.path}", style="bold"))
     lines = Path(result.patch.path).read_bytes().decode("utf-8", "replace").splitlines()
     for line in lines[:PATCH_LINES]:
         style = "green" if line.startswith("+") else "red" if line.startswith("-") else ""
@@ -116,6 +122,10 @@ def _print_patch(console: Console, result: RunResult) -> None:
         console.print(f"  … {len(lines) - PATCH_LINES} more lines")
     for withheld in result.patch.withheld:
         console.print(Text(f"  withheld {printable(withheld)}", style="yellow"))
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _print_spend(console: Console, result: RunResult) -> None:

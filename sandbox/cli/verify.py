@@ -55,7 +55,7 @@ def stop(error: AgentRunnerError) -> NoReturn:
     """End the command with one line on stderr: exit code 2 for the caller's mistake, 3 for the host's."""
     from sandbox.errors import PolicyError
 
-    click.echo(f"Error: {error}", err=True)
+    click.echo(f"agent-runner: {error}", err=True)
     raise click.exceptions.Exit(2 if isinstance(error, PolicyError) else 3) from error
 
 

@@ -133,6 +133,7 @@ def _run_git(directory: int, content: bytes, *options: str) -> bytes:
             cwd=f"/proc/self/fd/{directory}",
             pass_fds=(directory,),
             env=git_environment(_NO_REPOSITORY),
+            process_group=0,  # Ctrl-C in the terminal is for us alone
             timeout=_GIT_SECONDS,
             check=False,
             **as_owner,  # type: ignore[call-overload]  # user, group, extra_groups or nothing

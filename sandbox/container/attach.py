@@ -139,16 +139,15 @@ class AttachedStream:
         waiting: asyncio.Future[None] = loop.create_future()
         self._waiting.add(waiting)
         # Not loop.sock_recv: it has taken the bytes off the socket when a cancellation overtakes its result.
-        if is_write:
-            loop.add_writer(self._sock, _wake, waiting)
-        else:
-            loop.add_reader(self._sock, _wake, waiting)
+        # By number: given the object, the selector formats its repr for an error it then swallows.
+        number = self._sock.fileno()
+        (loop.add_writer if is_write else loop.add_reader)(number, _wake, waiting)
         try:
             await waiting
         finally:
             self._waiting.discard(waiting)
             if not self._is_closed:
-                (loop.remove_writer if is_write else loop.remove_reader)(self._sock)
+                (loop.remove_writer if is_write else loop.remove_reader)(number)
 
     def _forget_write(self, task: asyncio.Task[None]) -> None:
         self._writes.discard(task)

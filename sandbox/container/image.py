@@ -132,8 +132,7 @@ def blocked_paths(
     covered: set[str] = set()
     for path in (*index.programs, *index.links):
         name = posixpath.basename(path)
-        target = resolve(index, path)
-        if name not in blocked or target not in index.programs:
+        if name not in blocked or (target := resolve(index, path)) not in index.programs:
             continue
         content = index.programs[target]
         _check_shared(index, name, target, names[content], blocked, set(allowed_binaries))

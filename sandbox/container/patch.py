@@ -22,7 +22,7 @@ from sandbox.container.changes import Change, Version, Withheld, find_changes
 from sandbox.container.ignored import find_ignored
 from sandbox.container.patchtext import Kind, Section, split_patch
 from sandbox.container.survey import read_manifest
-from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, UPPER
+from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
 from sandbox.digest import Digest, digest_bytes
 from sandbox.errors import HostError, StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
@@ -75,6 +75,7 @@ def export_patch(
     require_git()
     manifest = _load_manifest(session_directory)
     try:
+        (session_directory / RESERVE).unlink(missing_ok=True)  # kept for this
         with opened_root(workspace.resolve()) as base, opened_root(session_directory) as session:
             with opened(UPPER.encode(), os.O_DIRECTORY | os.O_RDONLY, directory=session) as upper:
                 check = functools.partial(_check_ignore, session_directory, session)
@@ -204,6 +205,7 @@ def _git(
         stderr=subprocess.PIPE,
         cwd=repository.parent,
         env=git_environment(repository),
+        process_group=0,  # Ctrl-C in the terminal is for us alone
     ) as process:
         # From a thread: git answers while it is still asked, and both would wait on full pipes for ever.
         threading.Thread(target=_feed, args=(process.stdin, feed or ()), daemon=True).start()

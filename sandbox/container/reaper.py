@@ -29,7 +29,7 @@ PATCH_FILE = "patch.diff"
 EGRESS_FOLDER = "egress"
 
 _RECORD = (LEDGER_FILE, PATCH_FILE, RESULT_FILE, STATEMENT_FILE)
-_SCRATCH = ("mask", "lower", "upper", "work", EGRESS_FOLDER)
+_SCRATCH = ("mask", "lower", "upper", "work", "reserve", EGRESS_FOLDER)
 _CLAIM = ".claim@"
 
 
@@ -108,9 +108,15 @@ async def reap(runtime: Runtime, state: Path, release: Callable[[Path], None]) -
 
 
 def _reap_sessions(sessions: Path, release: Callable[[Path], None], report: ReapReport) -> None:
-    if not sessions.is_dir():
-        return
-    for directory in sorted(sessions.iterdir()):
+    try:
+        directories = sorted(sessions.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return  # never used; whether it can be is asked when something is made there
+    except OSError as exc:
+        raise StateError(
+            f"cannot read {sessions}: {exc.strerror}; become its owner or set AGENT_RUNNER_STATE"
+        ) from exc
+    for directory in directories:
         if directory.is_symlink() or not directory.is_dir():
             continue
         try:

@@ -28,7 +28,7 @@ LABEL_SPEC = "agent-runner.spec"
 
 SMALL_TMPFS_BYTES = 16 * MIB
 SHM_BYTES = 64 * MIB
-NO_HOSTS: Mapping[str, str] = MappingProxyType({})
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,18 @@ class Image:
 
 
 def compile_spec(
-    policy: Policy, image: Image, places: SessionPlaces, seccomp: str, *, hosts: Mapping[str, str] = NO_HOSTS
+    policy: Policy,
+    image: Image,
+    places: SessionPlaces,
+    seccomp: str,
+    *,
+    hosts: Mapping[str, str] = NOTHING,
+    env: Mapping[str, str] = NOTHING,
 ) -> ContainerSpec:
     """Turn a policy into the container it asks for. Pure: the same arguments give the same spec.
 
-    ``seccomp`` is the profile's JSON text; ``hosts`` maps each exact allowed name to its loopback address.
+    ``seccomp`` is the profile's JSON text; ``hosts`` maps each exact allowed name to its loopback address;
+    ``env`` is added to the environment, never in place of a variable of ours.
     Raises PolicyError for root as the user and for a profile that would switch seccomp off.
     """
     if places.uid < 1 or places.gid < 1:
@@ -182,7 +189,7 @@ def compile_spec(
         uid=places.uid,
         gid=places.gid,
         command=(GUEST,),
-        env=_environment(policy),
+        env=tuple(sorted({**env, **_environment(policy)}.items())),
         working_dir=WORKSPACE,
         workspace=replace(places.workspace, flags=flags),
         binds=_binds(image, places, tmpfs),
@@ -227,7 +234,7 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
     )
 
 
-def _environment(policy: Policy) -> tuple[tuple[str, str], ...]:
+def _environment(policy: Policy) -> dict[str, str]:
     """Everything a process sees from the start; no value of the host's environment is ever among it."""
     proxy = f"http://127.0.0.1:{PROXY_PORT}"
     local = "localhost,127.0.0.1,::1"
@@ -248,4 +255,4 @@ def _environment(policy: Policy) -> tuple[tuple[str, str], ...]:
             f"-D{scheme}.proxyHost=127.0.0.1 -D{scheme}.proxyPort={PROXY_PORT}"
             for scheme in ("http", "https")
         )
-    return tuple(sorted(env.items()))
+    return env

@@ -5,7 +5,8 @@ In the session's directory:
 - ``mask``: a whiteout for every hidden path, beneath copies of the directories that lead there;
 - ``lower``: the user's directory: a symlink to it, or (controller is root) an id-mapped mount of it.
   Either way a plain name: overlay options cannot carry a path with ``:``, ``,`` or a newline;
-- ``upper`` and ``work``: what the session changes; ``base.tree``: what it started from.
+- ``upper`` and ``work``: what the session changes; ``base.tree``: what it started from;
+- ``reserve``: space kept for the patch until it is made.
 
 The engine mounts it (``OverlayVolume``). The user's directory is never written to.
 """
@@ -37,6 +38,10 @@ MANIFEST = "base.tree"
 UPPER = "upper"
 PATCH_REPOSITORY = "patch.git"
 """Where the patch is made, for moments only; named here so that a killed controller's is removed."""
+
+RESERVE = "reserve"
+RESERVE_BYTES = 16 * 1024 * 1024
+"""Set aside while the session runs: a task that fills the disk must not cost the patch of its work."""
 
 # Overlayfs refuses lower layers that compare names in their own way.
 _NEVER_LOWER = frozenset(("vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus"))
@@ -171,7 +176,7 @@ def release_workspace(session_directory: Path) -> None:
 
 
 _MASK, _LOWER, _WORK = "mask", "lower", "work"
-_OWNED = (_MASK, UPPER, _WORK, MANIFEST, f"{MANIFEST}.new", PATCH_REPOSITORY)
+_OWNED = (_MASK, UPPER, _WORK, MANIFEST, f"{MANIFEST}.new", PATCH_REPOSITORY, RESERVE)
 """What is removed with all it holds; ``lower`` is not among them."""
 _MARKER = ".agent-runner-workspace"
 """Made first and removed last: what stands beside it under the names above is ours."""
@@ -252,6 +257,7 @@ def _create_private(session_directory: Path) -> None:
 def _build(source: bytes, hidden: Hidden, identity: Identity, session_directory: Path) -> PreparedWorkspace:
     session = session_directory.resolve()
     (session / _MARKER).touch(mode=0o600, exist_ok=False)
+    _set_space_aside(session / RESERVE)
     _make_mask(session / _MASK, hidden, identity)
     (session / UPPER).mkdir()
     (session / _WORK).mkdir(mode=0o700)
@@ -266,6 +272,17 @@ def _build(source: bytes, hidden: Hidden, identity: Identity, session_directory:
         hidden=len(hidden.paths),
         survey=_start_survey(source, hidden, identity),
     )
+
+
+def _set_space_aside(reserve: Path) -> None:
+    with reserve.open("xb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError as exc:
+            raise StateError(
+                f"cannot set {RESERVE_BYTES // 1024 // 1024} MiB aside in {reserve.parent}: {exc.strerror}; "
+                "free space there or set AGENT_RUNNER_STATE"
+            ) from exc
 
 
 def _start_survey(source: bytes, hidden: Hidden, identity: Identity) -> Future[BaseTree]:

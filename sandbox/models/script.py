@@ -139,6 +139,9 @@ def load_script(path: Path) -> Script:
     import yaml
 
     try:
+        # Pipes and devices have no end to wait for; it must be a file, as it may be asked for twice.
+        if path.exists() and not path.is_file():
+            raise PolicyError(f"cannot read script {path}: it is not a file; give the path of a YAML file")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as exc:
         raise PolicyError(f"cannot read script {path}: {exc}; give the path of a YAML file") from exc

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,7 +76,7 @@ def find_policy(
     if path is not None:
         return _given(path, profile)
     for candidate in (working_dir / "agent-policy" / f"{name}.yaml", working_dir / "agent-policy.yaml"):
-        if candidate.is_file():
+        if _is_kind(candidate, Path.is_file):
             if workspace is not None and candidate.resolve().is_relative_to(workspace.resolve()):
                 raise PolicyError(
                     f"refusing the policy {candidate}: it lies inside the workspace {workspace}, where the "
@@ -84,7 +85,7 @@ def find_policy(
             return candidate
     directory = shipped("policy")
     candidate = directory / f"{name}.yaml"
-    if candidate.is_file():
+    if _is_kind(candidate, Path.is_file):
         return candidate
     known = ", ".join(sorted(file.stem for file in directory.glob("*.yaml")))
     raise PolicyError(
@@ -121,13 +122,23 @@ def profile_names(path: Path) -> tuple[str, ...]:
 
 
 def _given(path: Path, profile: str | None) -> Path:
-    if not path.is_dir():
+    if not _is_kind(path, Path.is_dir):
         return path
     candidate = path / f"{profile or DEFAULT_PROFILE}.yaml"
-    if candidate.is_file():
+    if _is_kind(candidate, Path.is_file):
         return candidate
     known = ", ".join(sorted(file.stem for file in path.glob("*.yaml"))) or "none"
     raise PolicyError(f"cannot find {candidate.name} in {path}: there are {known}; choose with --profile")
+
+
+def _is_kind(path: Path, is_kind: Callable[[Path], bool]) -> bool:
+    """Ask of what kind a path is; one that may not be looked at is refused, since it may be the policy."""
+    try:
+        return is_kind(path)
+    except PermissionError as exc:
+        raise PolicyError(
+            f"cannot look for a policy at {path}: {exc.strerror}; make it readable for yourself"
+        ) from exc
 
 
 def _read(path: Path) -> bytes:

@@ -151,7 +151,8 @@ class OutputPolicy(Section):
 
     format: Literal["json"] = "json"
     schema_path: Text | None = None
-    """JSON Schema file for actions, relative to the policy file; missing means the shipped schema."""
+    """JSON Schema file for actions, relative to the policy file, else to the working directory; missing
+    means the shipped schema."""
     validate_before_dispatch: Literal[True] = True
 
 

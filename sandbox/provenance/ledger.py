@@ -9,6 +9,7 @@ lines; whether a file holds together is judged in ``verify``.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -31,6 +32,8 @@ GENESIS: Final = blake3_hex(b"agent-runner/ledger/v1")
 """``prev`` of the first line. Names the format, so that no other file's tail continues as a ledger."""
 MAX_LINE_BYTES: Final = 1024 * 1024
 """Longest line, newline included; a longer event is refused, and a reader need hold no more."""
+RESERVED_BYTES: Final = 4 * 1024 * 1024
+"""Room on the disk that a session's ledger has for certain."""
 SYNC_EVERY: Final = 64
 """Most entries that a power cut can take: those since the last deny, model call, or this many."""
 
@@ -82,6 +85,7 @@ class Ledger:
         except OSError as exc:
             os.close(descriptor)
             raise RecordError(f"cannot lock ledger {path}: {_explain(exc)}") from exc
+        _set_space_aside(descriptor)
         return cls(path, descriptor, clock)
 
     @property
@@ -138,6 +142,7 @@ class Ledger:
             return
         try:
             if not self._refusal:
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)  # gives back what is left
                 self.sync()
         finally:
             os.close(self._descriptor)
@@ -261,8 +266,18 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+_FALLOC_FL_KEEP_SIZE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 _HEX = re.compile(r"[0-9a-f]{64}")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+
+
+def _set_space_aside(descriptor: int) -> None:
+    """Reserve blocks past the end, without a change of size: who fills the disk must not stop the record.
+
+    A filesystem that cannot is left as it is; the ledger then refuses when the disk is full.
+    """
+    _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(RESERVED_BYTES))
 
 
 def _must_be_durable(event: Event) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from sandbox.errors import PolicyError
+from sandbox.errors import PolicyError, StateError
 from sandbox.provenance.statement import LEDGER_NAME
 
 LATEST: Final = "latest"
@@ -38,13 +38,23 @@ def sessions_directory(state: Path) -> Path:
 
 
 def session_directories(state: Path) -> list[Path]:
-    """Return the directories of all sessions that have a ledger, oldest first."""
+    """Return the directories of all sessions that have a ledger, oldest first.
+
+    Raises StateError when another user's state directory keeps us out.
+    """
     directory = sessions_directory(state)
-    if not directory.is_dir():
-        return []
-    return sorted(
-        path for path in directory.iterdir() if _ID.fullmatch(path.name) and (path / LEDGER_NAME).is_file()
-    )
+    try:
+        if not directory.is_dir():
+            return []
+        return sorted(
+            path
+            for path in directory.iterdir()
+            if _ID.fullmatch(path.name) and (path / LEDGER_NAME).is_file()
+        )
+    except PermissionError as exc:
+        raise StateError(
+            f"cannot read {directory}: {exc.strerror}; become its owner or set AGENT_RUNNER_STATE"
+        ) from exc
 
 
 def find_session(state: Path, reference: str) -> Path:

@@ -22,7 +22,6 @@ from sandbox.container.workspace import release_workspace
 from sandbox.errors import AgentRunnerError
 from sandbox.events import PatchExported, SessionEnded, excerpt
 from sandbox.policy.paths import DenyPatterns
-from sandbox.provenance.keys import signing_key
 from sandbox.provenance.statement import seal_session
 from sandbox.session.opening import OpenSession
 from sandbox.session.result import (
@@ -51,9 +50,11 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     """Stop, save, record, seal, remove; return the result. Never raises for a step that failed."""
     problems: list[str] = []
 
-    async def attempt(what: str, step: Callable[[], Awaitable[object]]) -> object:
+    async def attempt(
+        what: str, step: Callable[[], Awaitable[object]], seconds: float | None = CLOSE_SECONDS
+    ) -> object:
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await step()
         except (AgentRunnerError, OSError, TimeoutError) as exc:
             problems.append(f"cannot {what}: {exc or type(exc).__name__}")
@@ -63,14 +64,17 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)
-    patch = await attempt("export the patch", lambda: _export(session))
+    # No limit on threads: nobody can stop one, and the next step must not pull the ground from under it.
+    patch = await attempt("export the patch", lambda: _export(session), None)
+    if not session.directory.patch.exists():
+        problems[-1] += f": {session.directory.changes}"
     if problems and ending.status == "completed":
         ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
     await attempt("close the record", lambda: _record_end(session, ending))
     told = len(problems)
     result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
     await attempt("seal the record", lambda: _seal(session, result))
-    await attempt("remove the workspace layers", lambda: _release(session))
+    await attempt("remove the workspace layers", lambda: _release(session), None)
     return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
 
 
@@ -111,8 +115,12 @@ def _withheld(patch: ExportedPatch) -> list[str]:
 async def _record_end(session: OpenSession, ending: Ending) -> None:
     wall = {"wall_ms": round((time.monotonic() - session.started_clock) * 1000)}
     spent = session.meter.spent() | wall
-    session.recorder.record(SessionEnded(status=ending.status, reason=excerpt(ending.reason), spent=spent))
-    session.ledger.close()
+    try:
+        session.recorder.record(
+            SessionEnded(status=ending.status, reason=excerpt(ending.reason), spent=spent)
+        )
+    finally:
+        session.ledger.close()
 
 
 def _result(
@@ -170,10 +178,9 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
     directory = session.directory
     # The result first: the statement names it by digest.
     directory.result.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    key = signing_key(directory.path.parent.parent)
     seal_session(
         directory.path,
-        key,
+        session.key,
         head=session.ledger.head,
         entries=session.ledger.entries,
         runner_version=__version__,
@@ -183,7 +190,7 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 async def _release(session: OpenSession) -> None:
     if not session.directory.patch.exists():
         # Nothing was exported: the work is kept rather than the folder tidy.
-        (session.directory.path / "upper").rename(session.directory.path / "changes")
+        (session.directory.path / "upper").rename(session.directory.changes)
     await asyncio.to_thread(release_workspace, session.directory.path)
     shutil.rmtree(session.directory.egress)
 

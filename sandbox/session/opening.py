@@ -15,6 +15,7 @@ from typing import Protocol
 
 from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
+from sandbox.container.patch import require_git
 from sandbox.container.preflight import check_host, lost_controls
 from sandbox.container.reaper import reap
 from sandbox.container.runtime import ContainerState, Runtime
@@ -42,6 +43,7 @@ from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
+from sandbox.provenance.keys import SigningKey, signing_key
 from sandbox.provenance.ledger import Ledger
 from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
@@ -50,6 +52,7 @@ from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import ResultFold
+from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
 
@@ -69,6 +72,7 @@ class OpenSession:
     image: Image
     spec: ContainerSpec
     seccomp_blake3: str
+    key: SigningKey
     ledger: Ledger
     recorder: Recorder
     fold: ResultFold
@@ -110,19 +114,25 @@ async def open_session(
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
+    # What the end needs is looked for before the beginning.
+    require_git()
+    key = signing_key(state)
     async with AsyncExitStack() as undo:
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
         undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
         undo.callback(release_workspace, directory.path)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
-        workspace = await asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+        workspace = await run_in_thread(
+            asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+        )
         spec = compile_spec(
             policy,
             image,
             _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
             seccomp.text,
             hosts=_hosts(plan),
+            env=plan.index_env,
         )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
@@ -134,7 +144,7 @@ async def open_session(
         container_id = await runtime.create(spec)
         undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
         # The survey of the tree went on beside the engine's work; nothing may run before it is done.
-        await asyncio.to_thread(workspace.wait_base_tree)
+        await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
     return OpenSession(
@@ -145,6 +155,7 @@ async def open_session(
         image=image,
         spec=spec,
         seccomp_blake3=seccomp.digest.blake3,
+        key=key,
         ledger=ledger,
         recorder=recorder,
         fold=fold,
@@ -154,7 +165,7 @@ async def open_session(
         shell=image.shell,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
         started_clock=clock,
-        warnings=(*plan.warnings, *lost_controls(policy), *workspace.warnings, *reaped.problems),
+        warnings=(*lost_controls(policy), *workspace.warnings, *reaped.problems),
     )
 
 
@@ -168,7 +179,9 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
     places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
-    return compile_spec(plan.policy, image, places, seccomp.text, hosts=_hosts(plan)).as_json()
+    return compile_spec(
+        plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
+    ).as_json()
 
 
 def _now() -> datetime:

@@ -40,6 +40,11 @@ class SessionDirectory:
         return self.path / "patch.diff"
 
     @property
+    def changes(self) -> Path:
+        """The upper layer, kept when no patch could be made of it; absent otherwise."""
+        return self.path / "changes"
+
+    @property
     def egress(self) -> Path:
         """Mounted read-only in the container; holds the gateway's socket."""
         return self.path / "egress"

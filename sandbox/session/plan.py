@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.budget import MAX_AMOUNT
+from sandbox.egress.indexes import index_environment, resolve_package_indexes
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
-from sandbox.policy.model import Policy, RoutingPolicy
+from sandbox.policy.model import NetworkPolicy, Policy, RoutingPolicy
 
 DEFAULT_IMAGE = "agent-runner/base:latest"
 DEFAULT_BUDGET_USD = 5.00
@@ -41,7 +45,8 @@ class RunPlan:
     image: str
     model: str
     fallback_model: str | None
-    warnings: tuple[str, ...] = ()
+    index_env: Mapping[str, str]
+    """Variables that point the package clients in the container at this machine's indexes."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -55,13 +60,18 @@ class RunPlan:
         }
 
 
-def plan_run(request: RunRequest) -> RunPlan:
+def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
-    Raises PolicyError for a value above a ceiling, and when no model is named anywhere.
+    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names.
+    Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
+    UTF-8, and when no model is named anywhere; HostError when a package index cannot be allowed.
     """
     policy = request.loaded.policy
     routing = policy.routing
+    _refuse_broken_text(request)
+    if not request.image.strip():
+        raise PolicyError("cannot use an empty --image: name one, or leave it out for the default")
     model = request.model or routing.default_model
     if model is None:
         raise PolicyError(
@@ -73,6 +83,13 @@ def plan_run(request: RunRequest) -> RunPlan:
     window = _within(
         "--context-window", request.context_window, policy.session.max_tokens, policy.session.max_tokens
     )
+    for name, value, scale in (
+        ("budget limit", budget, NANO),
+        ("limit of tool calls", calls, 1),
+        ("limits.wall_seconds", policy.limits.wall_seconds, 1000),
+    ):
+        if value * scale > MAX_AMOUNT:
+            raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")
     effective = policy.model_copy(
         update={
             "routing": RoutingPolicy(
@@ -82,6 +99,7 @@ def plan_run(request: RunRequest) -> RunPlan:
                 max_tool_calls=int(calls),
             ),
             "session": policy.session.model_copy(update={"max_tokens": int(window)}),
+            "network": _with_indexes(policy.network, environ, home),
         }
     )
     return RunPlan(
@@ -92,12 +110,38 @@ def plan_run(request: RunRequest) -> RunPlan:
         image=request.image,
         model=model,
         fallback_model=effective.routing.fallback_model,
+        index_env=index_environment(policy.network.package_indexes, environ, home),
     )
+
+
+def _refuse_broken_text(request: RunRequest) -> None:
+    """Refuse what the record, which is UTF-8, could not repeat."""
+    given = {
+        "--task": request.task,
+        "--image": request.image,
+        "--model": request.model,
+        "--fallback-model": request.fallback_model,
+    }
+    for option, text in given.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as exc:
+            raise PolicyError(f"cannot use {option} {text!r}: it is not UTF-8; write it in UTF-8") from exc
+
+
+def _with_indexes(network: NetworkPolicy, environ: Mapping[str, str], home: Path) -> NetworkPolicy:
+    """Resolve ``package_indexes`` to hosts, so that the recorded policy says which were allowed. D5"""
+    listed = {entry.host for entry in network.allowlist}
+    found = resolve_package_indexes(network.package_indexes, environ, home)
+    more = tuple(entry for entry in found if entry.host not in listed)
+    return network.model_copy(update={"allowlist": (*network.allowlist, *more)})
 
 
 def _within(option: str, asked: float | None, ceiling: float | None, default: float) -> float:
     if asked is None:
         return default if ceiling is None else ceiling
+    if not math.isfinite(asked):
+        raise PolicyError(f"cannot use {option} {asked:g}: give a number")
     if ceiling is not None and asked > ceiling:
         raise PolicyError(f"cannot raise {option} to {asked:g}: the policy's ceiling is {ceiling:g}")
     return asked

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from sandbox.budget import Meter
-from sandbox.errors import GuestError, HostError, RunStopped
+from sandbox.errors import GuestError, HostError, RecordError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
@@ -20,6 +20,7 @@ from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import RunResult, RunStatus
+from sandbox.session.uninterrupted import see_through
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,9 @@ async def run_session(
 ) -> RunResult:
     """Run one session to its end and return its result.
 
-    Raises PolicyError or HostError only while opening, with nothing left behind. Cancelling the task
-    ends the work; the session still closes, with status ``cancelled``.
+    Raises PolicyError or HostError only while opening, and CancelledError when cancelled then, with
+    nothing left behind. Cancelling the task later ends the work; the session still closes, with status
+    ``cancelled``. Once it closes, cancelling changes nothing any more.
     """
     opened = await open_session(plan, runtime, state, listeners)
     session = Session(
@@ -68,7 +70,10 @@ async def run_session(
         recorder=opened.recorder,
         meter=opened.meter,
     )
-    return await close_session(opened, await _end_of(opened, session, work))
+    ending = await _end_of(opened, session, work)
+    # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.
+    result, _ = await see_through(_finish(opened, ending))
+    return result
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
@@ -79,10 +84,8 @@ async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
             return Ending("completed", "", await work(session))
     except TimeoutError:
         if not clock.expired():
-            return await _sandbox_failed(opened, "an operation timed out")
-        tripped = BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
-        opened.recorder.record(tripped)
-        return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
+            return Ending("sandbox_failed", "an operation timed out")
+        return _timed_out(opened, limit_ms)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         while task is not None and task.uncancel():
@@ -91,18 +94,34 @@ async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
     except RunStopped as exc:
         return Ending(cast(RunStatus, exc.status), str(exc))
     except (GuestError, HostError) as exc:
-        return await _sandbox_failed(opened, str(exc))
+        return Ending("sandbox_failed", str(exc))
     except Exception as exc:
         logger.exception("internal error in session %s", session.id)
         return Ending("sandbox_failed", f"internal error: {type(exc).__name__}: {exc}")
 
 
-async def _sandbox_failed(opened: OpenSession, reason: str) -> Ending:
+def _timed_out(opened: OpenSession, limit_ms: int) -> Ending:
+    try:
+        opened.recorder.record(
+            BreakerTripped(breaker="wall_ms", limit=limit_ms, value=limit_ms, action="stop")
+        )
+    except RecordError as exc:
+        return Ending("sandbox_failed", str(exc))
+    return Ending("timed_out", f"the session's {limit_ms // 1000} seconds are over")
+
+
+async def _finish(opened: OpenSession, ending: Ending) -> RunResult:
+    if ending.status == "sandbox_failed":
+        ending = await _explain(opened, ending)
+    return await close_session(opened, ending)
+
+
+async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     """Add what the engine knows: a guest killed for memory only looks like a closed stream from here."""
-    state = await opened.state()
+    reason, state = ending.reason, await opened.state()
     if state is not None and state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
     elif state is not None and not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
-    return Ending("sandbox_failed", reason)
+    return replace(ending, reason=reason)

@@ -36,7 +36,7 @@ def test_a_valid_policy_exits_0_and_shows_its_reach(directory: Path) -> None:
     (directory / "p.yaml").write_text(GOOD)
     result = _run("validate", "p.yaml")
     assert result.exit_code == 0
-    assert result.stdout.startswith("p.yaml (profile ci): valid (0 error, 0 warning, ")
+    assert result.stdout.startswith("p.yaml (profile ci): valid (0 errors, 0 warnings, ")
     assert "commands allowed: git" in result.stdout
 
 

@@ -130,7 +130,7 @@ def test_an_unknown_session_is_one_line_on_stderr(state: Path) -> None:
     record_session(state)
     result = sessions("show", "x")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"Error: no session 'x'; latest is {SESSION}\n"
+    assert result.stderr == f"agent-runner: no session 'x'; latest is {SESSION}\n"
 
 
 def test_what_was_watched_cannot_write_to_the_terminal(state: Path) -> None:

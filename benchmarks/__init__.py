@@ -1,0 +1,1 @@
+"""Measure this project against the obvious alternatives, in one run: ``python -m benchmarks``."""
