@@ -12,7 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.container.beneath import list_directory, open_beneath, opened_root
+from sandbox.container.beneath import open_beneath, opened_root
+from sandbox.container.changes import find_obstacle
 from sandbox.container.patch import ChangedFile, git_environment, require_git
 from sandbox.container.patchtext import Section, split_patch
 from sandbox.digest import Digest, digest_bytes
@@ -107,57 +108,14 @@ def _check_paths(content: bytes, sections: list[Section], directory: int) -> Non
 
 
 def _check_places(sections: list[Section], directory: int) -> None:
-    """Refuse what ``git apply --check`` lets pass and then fails at halfway.
-
-    A file whose place is taken by a folder that the patch does not empty (a hidden file is in it, or one
-    of the user's), or whose parent is a file that the patch leaves.
-    """
+    """Refuse what ``git apply --check`` lets pass and then fails at halfway."""
     deleted = {part.path for part in sections if part.kind == "deleted"}
     for path in {part.path for part in sections if part.kind != "deleted"}:
-        if (left := _find_left(directory, path, deleted)) is not None:
+        if (left := find_obstacle(directory, path, deleted)) is not None:
             raise WorkspaceError(
                 f"cannot apply the patch: {_show(path)} cannot be written while {_show(left)} is there; "
                 "move it away, or apply the rest by hand"
             )
-        parents = [path[:at] for at in range(len(path)) if path[at : at + 1] == b"/"]
-        for parent in parents:
-            kind = _kind(directory, parent)
-            if kind not in (None, stat.S_IFDIR) and parent not in deleted:
-                raise WorkspaceError(
-                    f"cannot apply the patch: {_show(path)} cannot be written, as {_show(parent)} is no "
-                    "folder; move it away"
-                )
-            if kind != stat.S_IFDIR:
-                break
-
-
-def _find_left(directory: int, path: bytes, deleted: set[bytes]) -> bytes | None:
-    """Return something in a folder at ``path`` that would stay there; None when nothing would."""
-    if _kind(directory, path) != stat.S_IFDIR:
-        return None
-    names = list_directory(directory, path)
-    if not names:
-        return path
-    for name in names:
-        child = path + b"/" + name
-        if _kind(directory, child) == stat.S_IFDIR:
-            if (left := _find_left(directory, child, deleted)) is not None:
-                return left
-        elif child not in deleted:
-            return child
-    return None
-
-
-def _kind(directory: int, path: bytes) -> int | None:
-    """Return the type bits of what is at a path beneath a directory; None when nothing is."""
-    try:
-        handle = open_beneath(directory, path, os.O_PATH | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        return stat.S_IFMT(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
 
 
 def _run_git(directory: int, content: bytes, *options: str) -> bytes:

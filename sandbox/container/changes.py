@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from sandbox.container.beneath import list_directory, open_beneath, opened
@@ -69,6 +69,10 @@ class Change:
     after: Version | None
 
 
+FindIgnored = Callable[[Sequence[bytes]], Mapping[bytes, Sequence[bytes]]]
+"""Given paths of new files, return those to leave out, by the path they are reported under."""
+
+
 @dataclass
 class Changes:
     """All a session changed, in path order."""
@@ -77,24 +81,78 @@ class Changes:
     withheld: list[Withheld] = field(default_factory=list)
 
 
-def find_changes(upper: int, workspace: int, manifest: dict[bytes, bytes], patterns: DenyPatterns) -> Changes:
+def find_changes(
+    upper: int,
+    workspace: int,
+    manifest: dict[bytes, bytes],
+    patterns: DenyPatterns,
+    find_ignored: FindIgnored = lambda _: {},
+) -> Changes:
     """Compare an upper layer with the user's directory; both are open directories.
 
-    ``manifest`` maps each path visible at the start to its record. Changes of owner, time and extended
+    ``manifest`` maps each path visible at the start to its record; ``find_ignored`` is asked before any
+    content is read, so that build products cannot fill the patch up. Changes of owner, time and extended
     attributes, folder modes and empty folders are not changes to git. Raises WorkspaceError when the
     layer was made by a mount that hides content in attributes.
     """
-    return _Comparison(upper, workspace, manifest, patterns).run()
+    return _Comparison(upper, workspace, manifest, patterns).run(find_ignored)
 
 
 def is_refused_by_git(path: bytes) -> bool:
     """Whether git takes no such path in a patch: a ``.git`` in any spelling some filesystem accepts."""
     # Backslashes separate on Windows, and git judges them as such everywhere.
-    text = re.sub("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]", "", path.decode("utf-8", "replace"))
     return any(
         segment.split(":", 1)[0].rstrip(". ").casefold() in (".git", "git~1")
-        for segment in re.split(r"[/\\]", text)
+        for segment in re.split(r"[/\\]", _without_ignored(path))
     )
+
+
+def find_obstacle(directory: int, path: bytes, deleted: Set[bytes]) -> bytes | None:
+    """Return what keeps a file from being written beneath a directory once ``deleted`` files are gone.
+
+    A file or link where a folder must be, or something in a folder where the file must be: a hidden
+    file, say. An empty folder at the path itself is no obstacle to git; one within a folder is.
+    """
+    segments = path.split(b"/")
+    for depth in range(1, len(segments)):
+        parent = b"/".join(segments[:depth])
+        match _kind(directory, parent):
+            case stat.S_IFDIR:
+                continue
+            case None:
+                return None
+            case _:
+                return None if parent in deleted else parent
+    return _find_left(directory, path, deleted)
+
+
+def _find_left(directory: int, path: bytes, deleted: Set[bytes]) -> bytes | None:
+    """Return something in a folder at ``path`` that would stay there; None when nothing would."""
+    if _kind(directory, path) != stat.S_IFDIR:
+        return None
+    pending = [path]
+    while pending:
+        folder = pending.pop()
+        names = list_directory(directory, folder)
+        if not names and folder != path:
+            return folder
+        for child in (folder + b"/" + name for name in names):
+            if _kind(directory, child) == stat.S_IFDIR:
+                pending.append(child)
+            elif child not in deleted:
+                return child
+    return None
+
+
+def _kind(directory: int, path: bytes) -> int | None:
+    """Return the type bits of what is at a path beneath a directory; None when nothing is."""
+    try:
+        with opened(path, os.O_PATH | os.O_NOFOLLOW, directory=directory) as handle:
+            return stat.S_IFMT(os.fstat(handle).st_mode)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a parent is a file or a link
+            return None
+        raise
 
 
 class _Comparison:
@@ -115,18 +173,50 @@ class _Comparison:
         """Changed paths that git would not take."""
         self.bytes_left = TOTAL_BYTES_MAX
 
-    def run(self) -> Changes:
+    def run(self, find_ignored: FindIgnored) -> Changes:
         pending = [b""]
         while pending:
             self._read_directory(pending.pop(), pending)
         gone = {path for top in self.replaced for path in self._former_files(top)} - self.after.keys()
-        for path in sorted(gone | self.after.keys()):
+        self._leave_out_ignored(find_ignored)
+        for path in sorted(gone | self.after.keys(), key=self._urgency):
             if path in self.after or not self._is_refused(path):
                 self._compare(path)
+        self.result.changes.sort(key=lambda change: change.path)
+        self._withhold_obstructed()
         for path in self.refused:
             self._withhold(path, _GIT_FOLDER + self._changed_hooks(path))
         self.result.withheld.sort(key=lambda item: item.path)
         return self.result
+
+    def _leave_out_ignored(self, find_ignored: FindIgnored) -> None:
+        added = sorted(path for path in self.after if not self._was_file(path))
+        for top, paths in find_ignored(added).items():
+            count = len(paths)
+            self._withhold(
+                top, f"the project's .gitignore leaves it out ({count} new file{'s' * (count > 1)})"
+            )
+            for path in paths:
+                del self.after[path]
+
+    def _withhold_obstructed(self) -> None:
+        """Leave out what cannot be written on the host: one such file would keep git from all others."""
+        changes, self.result.changes = self.result.changes, []
+        deleted = {change.path for change in changes if change.after is None}
+        for change in changes:
+            left = None if change.after is None else find_obstacle(self.workspace, change.path, deleted)
+            if left is None:
+                self.result.changes.append(change)
+            else:
+                self._withhold(change.path, f"{_shown(left)} stays in its place on the host")
+
+    def _was_file(self, path: bytes) -> bool:
+        return (record := self.manifest.get(path)) is not None and not _is_directory(record)
+
+    def _urgency(self, path: bytes) -> tuple[bool, int, bytes]:
+        """Read what existed first, then the small: what a task makes en masse is what a full patch lacks."""
+        is_new = not self._was_file(path)
+        return is_new, self.after[path].st_size if path in self.after else 0, path
 
     def _read_directory(self, path: bytes, pending: list[bytes]) -> None:
         names = list_directory(self.upper, path)
@@ -216,6 +306,9 @@ class _Comparison:
             self._withhold(path, str(exc))
             return
         if before != after:
+            if _is_git_file(path) and any(version and version.mode == SYMLINK for version in (before, after)):
+                self._withhold(path, "git takes no symlink of that name")
+                return
             self.result.changes.append(Change(path, before, after))
 
     def _former_version(self, path: bytes) -> Version | None:
@@ -237,8 +330,6 @@ class _Comparison:
         version, _ = self._read(self.upper, path)
         if entry.st_mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(entry.st_mode):
             self._withhold(path, "its set-user-id and set-group-id bits; the file itself is in the patch")
-        if version.mode == SYMLINK and _is_git_file(path):
-            raise _CannotCarry("git takes no symlink of that name")
         return version
 
     def _exists_on_host(self, path: bytes) -> bool:
@@ -302,10 +393,19 @@ def _is_directory(record: bytes) -> bool:
     return stat.S_ISDIR(int(record.split(b" ", 1)[0], 8))
 
 
+_GITMODULES = re.compile(r"\.gitmodules[. ]*|gitmod~[1-4][. ]*|(?=.{8}[. ]*\Z)g?i?7?e?b?a?~[1-9][0-9]*[. ]*")
+"""Names that some filesystem takes for ``.gitmodules``: its spelling and the short names NTFS may make."""
+
+
 def _is_git_file(path: bytes) -> bool:
-    """Whether git refuses a symlink of that name: its own files, in any spelling."""
-    name = path.rpartition(b"/")[2].decode("utf-8", "replace").casefold().rstrip(". ")
-    return name.startswith((".gitmodules", "gitmod~", "gi7eba~"))
+    """Whether git refuses a symlink of that name, and with it the whole patch."""
+    text = _without_ignored(path).casefold()
+    return any(_GITMODULES.fullmatch(segment.split(":", 1)[0]) for segment in re.split(r"[/\\]", text))
+
+
+def _without_ignored(name: bytes) -> str:
+    """Drop the code points that HFS+ leaves out when it compares names."""
+    return re.sub("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]", "", name.decode("utf-8", "replace"))
 
 
 def _shown(path: bytes) -> str:

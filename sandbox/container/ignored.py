@@ -11,7 +11,6 @@ import stat
 from collections.abc import Callable, Sequence
 
 from sandbox.container.beneath import opened
-from sandbox.container.changes import Change, Changes, Withheld
 
 IGNORE_FILE = b".gitignore"
 IGNORE_BYTES_MAX = 1024 * 1024
@@ -21,30 +20,24 @@ CheckIgnore = Callable[[dict[bytes, bytes], Sequence[bytes]], set[bytes]]
 ends in ``/``."""
 
 
-def withhold_ignored(
-    found: Changes, workspace: int, manifest: dict[bytes, bytes], check: CheckIgnore
-) -> Changes:
-    """Return the changes without the new files that are ignored; those are withheld, by folder."""
-    added = [change.path for change in found.changes if change.before is None]
+def find_ignored(
+    workspace: int, manifest: dict[bytes, bytes], check: CheckIgnore, added: Sequence[bytes]
+) -> dict[bytes, list[bytes]]:
+    """Return the new files that are ignored, by the topmost folder that is; alone, by their own path.
+
+    ``workspace`` is the user's directory, open; ``manifest`` maps the paths of the session's start to
+    their records; ``added`` are paths of files that were not there then. Content is not looked at.
+    """
     folders = {folder for path in added for folder in _folders(path)}
     rules = _read_rules(workspace, manifest, folders)
     if not rules:
-        return found
+        return {}
     ignored = check(rules, [*added, *(folder + b"/" for folder in folders if folder)])
-    tops = {path: top for path in added if (top := _topmost(path, ignored)) is not None}
-    counts: dict[bytes, int] = {}
-    for top in tops.values():
-        counts[top] = counts.get(top, 0) + 1
-    withheld = [
-        Withheld(top, f"the project's .gitignore leaves it out ({count} new file{'s' * (count > 1)})")
-        for top, count in counts.items()
-    ]
-    kept = [change for change in found.changes if not _is_left_out(change, tops)]
-    return Changes(kept, sorted([*found.withheld, *withheld], key=lambda item: item.path))
-
-
-def _is_left_out(change: Change, tops: dict[bytes, bytes]) -> bool:
-    return change.before is None and change.path in tops
+    found: dict[bytes, list[bytes]] = {}
+    for path in added:
+        if (top := _topmost(path, ignored)) is not None:
+            found.setdefault(top, []).append(path)
+    return found
 
 
 def _folders(path: bytes) -> list[bytes]:

@@ -19,7 +19,7 @@ from typing import IO
 
 from sandbox.container.beneath import opened, opened_root, remove_beneath
 from sandbox.container.changes import Change, Version, Withheld, find_changes
-from sandbox.container.ignored import withhold_ignored
+from sandbox.container.ignored import find_ignored
 from sandbox.container.patchtext import Kind, Section, split_patch
 from sandbox.container.survey import read_manifest
 from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
@@ -78,9 +78,9 @@ def export_patch(
         (session_directory / RESERVE).unlink(missing_ok=True)  # kept for this
         with opened_root(workspace.resolve()) as base, opened_root(session_directory) as session:
             with opened(UPPER.encode(), os.O_DIRECTORY | os.O_RDONLY, directory=session) as upper:
-                found = find_changes(upper, base, manifest, patterns)
-            check = functools.partial(_check_ignore, session_directory, session)
-            found = withhold_ignored(found, base, manifest, check)
+                check = functools.partial(_check_ignore, session_directory, session)
+                ignored = functools.partial(find_ignored, base, manifest, check)
+                found = find_changes(upper, base, manifest, patterns, ignored)
             patch = _make_patch(found.changes, session_directory, session)
         _write_private(patch_path, patch)
     except OSError as exc:
@@ -140,7 +140,7 @@ def _make_patch(changes: Sequence[Change], session_directory: Path, session: int
         )
     finally:
         remove_beneath(session, PATCH_REPOSITORY.encode())
-    return b"".join(part.text for part in sorted(split_patch(diff), key=_reading_order))
+    return b"".join(part.unambiguous for part in sorted(split_patch(diff), key=_reading_order))
 
 
 def _check_ignore(

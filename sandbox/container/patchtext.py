@@ -30,6 +30,17 @@ class Section:
     text: bytes
 
     @property
+    def unambiguous(self) -> bytes:
+        """The text, with its path in quotes where a blank leaves git in doubt where the path ends.
+
+        A new empty file, a new mode and a binary file have no other line that names the path.
+        """
+        if b" " not in self.path or self.text.startswith(_HEADER + b'"'):
+            return self.text
+        rest = self.text.split(b"\n", 1)[1]
+        return b'%s"a/%s" "b/%s"\n%s' % (_HEADER, self.path, self.path, rest)
+
+    @property
     def link_target(self) -> bytes | None:
         """The target of a symlink after the patch; None for anything else."""
         return _added_text(self.text) if self.mode == SYMLINK_MODE else None

@@ -179,20 +179,120 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(session: Session) -> None:
         if not path.startswith(b"src/secrets"):
             del expected[path]
     exported = session.export()
-    # The hidden folder stays on the host, so a file cannot take its parent's place.
+    # The hidden folder stays on the host, so a file cannot take its parent's place: only that is withheld.
+    assert withheld(exported) == {b"src": "src/secrets/key stays in its place on the host"}
+    session.apply(exported)
+    expected |= {b"README.md/inside": ("-", b"1\n"), b"odd/only": ("-", b"one\n")}
+    assert tree(session.workspace) == expected
+
+
+def test_a_folder_that_was_filled_since_keeps_a_file_from_its_place(session: Session) -> None:
+    session.write(b"src/deep", b"was a folder\n")
+    exported = session.export()
+    mine = session.workspace / "src" / "deep" / "mine"
+    mine.write_text("the user's\n")
     before = tree(session.workspace)
-    with pytest.raises(WorkspaceError, match=r"src cannot be written while src/secrets/key is there"):
+    with pytest.raises(WorkspaceError, match=r"src/deep cannot be written while src/deep/mine is there"):
         session.apply(exported)
     assert tree(session.workspace) == before
-    shutil.rmtree(session.workspace / "src" / "secrets")
+    mine.unlink()  # the control
     session.apply(exported)
-    expected = {path: value for path, value in expected.items() if not path.startswith(b"src/")}
-    expected |= {
-        b"README.md/inside": ("-", b"1\n"),
-        b"src": ("-", b"was a folder\n"),
-        b"odd/only": ("-", b"one\n"),
+    assert (session.workspace / "src" / "deep").read_text() == "was a folder\n"
+
+
+def test_what_git_cannot_carry_in_a_folder_withholds_only_the_file_in_its_place(tmp_path: Path) -> None:
+    """An empty folder within, a FIFO, a hidden second name: none may keep the other changes from the host."""
+    workspace = tmp_path / "project"
+    for folder in ("nested/empty", "empty", "full"):
+        (workspace / folder).mkdir(parents=True)
+    (workspace / "nested" / "x").write_text("x\n")
+    (workspace / "full" / "x").write_text("x\n")
+    (workspace / ".env").write_text("SECRET\n")
+    (workspace / "second-name").hardlink_to(workspace / ".env")
+    directory = tmp_path / "state" / "sessions" / "s1"
+    prepare_workspace(workspace, PATTERNS, directory).wait_base_tree()
+    session = Session(workspace, directory)
+    try:
+        for path in (b"nested", b"empty", b"full", b"second-name/in", b"other"):
+            session.write(path, b"new\n")
+        exported = session.export()
+        assert withheld(exported) == {
+            b"nested": "nested/empty stays in its place on the host",
+            b"second-name/in": "second-name stays in its place on the host",
+        }
+        session.apply(exported)
+    finally:
+        release_workspace(directory)
+    found = tree(workspace)
+    assert {path for path, (_, content) in found.items() if content == b"new\n"} == {
+        b"empty",
+        b"full",
+        b"other",
     }
-    assert tree(session.workspace) == expected
+    assert found[b"second-name"] == found[b".env"] == ("-", b"SECRET\n")
+
+
+def test_a_folder_in_the_place_of_a_link_is_applied(session: Session) -> None:
+    session.write(b"link/inside", b"1\n")
+    exported = session.export()
+    session.apply(exported)
+    assert (session.workspace / "link" / "inside").read_text() == "1\n"
+    assert (session.workspace / "README.md").read_bytes() == BASE[b"README.md"]
+
+
+@pytest.mark.parametrize("name", [b" /x", b" /a b", b"a /b/ c", b" ", b'" "/ x', b"b/ b/ /b"])
+@pytest.mark.parametrize("content", [b"", b"text\n", b"\0binary" * 300])
+def test_blanks_in_names_leave_no_doubt_where_they_end(session: Session, name: bytes, content: bytes) -> None:
+    """The header is the only line that names an empty or binary file, and git splits it at blanks."""
+    session.write(name, content, 0o755)
+    exported = session.export()
+    assert [file.path for file in exported.files] == [name]
+    session.apply(exported)
+    assert tree(session.workspace)[name] == ("x", content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            b".gitmodules",
+            b".GITMODULES ",
+            b".gitmodules:x",
+            b".gitmodules/x",
+            b"d\\.gitmodules",
+            b"gitmod~1",
+        ),
+        *(b"gi7eba~1", b"gi7eb~12", b"g~123456", b"~1234567", b"d\\~1234567.", b"GI7EBA~1 "),
+    ],
+)
+def test_a_link_that_git_refuses_does_not_spoil_the_patch(session: Session, name: bytes) -> None:
+    session.link(name, b"README.md")
+    session.write(b"good", b"1\n")
+    exported = session.export()
+    assert [file.path for file in exported.files] == [b"good"]
+    assert list(withheld(exported)) == [name]
+    session.apply(exported)
+
+
+@pytest.mark.parametrize("name", [b"gitmod~5", b"~123456", b"gi7eba~0", b"gitmodules", b"gi7eba~1x"])
+def test_a_link_that_only_looks_a_little_like_it_is_carried(session: Session, name: bytes) -> None:
+    session.link(name, b"README.md")
+    exported = session.export()
+    assert [file.path for file in exported.files] == [name]
+    session.apply(exported)
+    assert tree(session.workspace)[name] == ("link", b"README.md")
+
+
+def test_what_a_full_patch_lacks_is_the_large_and_new(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox.container.changes.TOTAL_BYTES_MAX", 1000)
+    session.write(b"aaa/large", b"x" * 900)
+    session.write(b"small", b"x" * 100)
+    session.write(b"src/main.py", b"print(2)\n")
+    exported = session.export()
+    assert [file.path for file in exported.files] == [b"small", b"src/main.py"]
+    assert list(withheld(exported)) == [b"aaa/large"]
 
 
 def test_nothing_changed_is_an_empty_patch(session: Session) -> None:
