@@ -20,6 +20,7 @@ struct guest {
     struct rlimit nofile; /* as the container came with it; what commands get back */
 };
 
+/* process.c */
 /* Last words on stderr, then the end of this process. Of PID 1: the end of the container. */
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int64_t now_ms(void);
