@@ -56,7 +56,7 @@
 #define PATH_LIMIT 4096u /* with the NUL, as in the kernel */
 #define ARGS_MAX 16384u
 #define ENV_MAX 4096u
-#define RELAYS_MAX 64u
+#define RELAYS_MAX 256u
 
 enum type {
     CONFIG = 1, SPAWN = 2, DATA = 3, KILL = 4, READ = 5, WRITE = 6, LIST = 7, SEARCH = 8,

@@ -80,6 +80,8 @@ class ActionReader:
             raise PolicyError(f"cannot use action schema {path}: {problem}") from exc
         # An empty registry: a $ref to another document is an error, never a request on the network.
         self._validator = Draft202012Validator(schema, registry=Registry())
+        self.target_pattern = _pattern_of(schema)
+        """What the schema plainly demands of ``target_path``, for the model to be told; None: nothing."""
 
     def read(self, use: ToolUse, action_id: str) -> Proposed | Finished | Invalid:
         """Validate one tool call. Never raises for what a model sent."""
@@ -137,6 +139,12 @@ class ActionReader:
             if _is_about_target(error):
                 return _target_refused(f"{target} (resolved: {plain})", error.validator_value)
         return None
+
+
+def _pattern_of(schema: object) -> str | None:
+    for name in ("properties", "target_path", "pattern"):
+        schema = schema.get(name) if isinstance(schema, dict) else None
+    return schema if isinstance(schema, str) else None
 
 
 def _is_about_target(error: ValidationError) -> bool:

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from sandbox.agent.actions import ActionReader, Finished, Invalid, Proposed
 from sandbox.agent.context import Context
 from sandbox.errors import InvalidOutput, Refused
+from sandbox.events import excerpt
 from sandbox.models.provider import ModelReply, ToolOutcome, ToolUse
 from sandbox.models.route import ContextExceeded, Route
 from sandbox.session.broker import Broker
 
 REPAIR_TURNS = 2
 """Times in a row that a model may be told that its output is no action, before the run ends."""
+PROBLEM_CHARS = 2_000
+"""Longest complaint about one call: it quotes the model, whose keys and values have no limit of their own."""
 
 
 class Agent:
@@ -77,7 +80,9 @@ class Agent:
             match self._reader.read(use, f"a{self._actions}"):
                 case Finished(summary):
                     return summary, outcomes, ""
-                case Invalid(problem):
+                case Invalid(found):
+                    problem = excerpt(found, PROBLEM_CHARS)
+                    self._broker.refuse_invalid(f"a{self._actions}", use.name, use.raw, problem)
                     outcomes.append(_answer(use, f"Invalid: {problem}", is_error=True))
                 case Proposed(action, objection):
                     outcome = await self._broker.perform(action, objection)

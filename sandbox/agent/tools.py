@@ -13,11 +13,17 @@ INTENTS = ("create_file", "modify_file", "run_command", "query_db")
 """Tools whose arguments, with the intent added, are an agent action in the sense of the action schema."""
 
 
-def offered_tools(policy: Policy) -> tuple[ToolDefinition, ...]:
-    """Return the tools for one session: a tool that every call of would be denied is not offered."""
-    tools = [_READ, _LIST, _SEARCH, _CREATE_FILE, _MODIFY_FILE]
+def offered_tools(policy: Policy, target_pattern: str | None = None) -> tuple[ToolDefinition, ...]:
+    """Return the tools for one session: a tool that every call of would be denied is not offered.
+
+    ``target_pattern`` is what the action schema demands of a target path; None: nothing.
+    """
+    target = "Path relative to the workspace" + (
+        f"; it must match the regular expression {target_pattern}" if target_pattern else "."
+    )
+    tools = [_READ, _LIST, _SEARCH, _create_file(target), _modify_file(target)]
     if policy.shell.allowed_binaries:
-        tools.append(_RUN_COMMAND)
+        tools.append(_run_command(target))
     tools.append(_FINISH)
     return tuple(tools)
 
@@ -59,28 +65,33 @@ _SEARCH = ToolDefinition(
     "Find lines that match a POSIX extended regular expression, like grep -rnE.",
     _object({"pattern": {"type": "string"}, "path": _PATH}, ("pattern",)),
 )
-_CREATE_FILE = ToolDefinition(
-    "create_file",
-    "Create a new text file. Fails when it exists.",
-    _action(_object({"content": {"type": "string"}}, ("content",)), target="Path beneath ./src/."),
-)
-_MODIFY_FILE = ToolDefinition(
-    "modify_file",
-    "Replace one passage of a file. `old` must occur exactly once.",
-    _action(
-        _object({"old": {"type": "string"}, "new": {"type": "string"}}, ("old", "new")),
-        target="Path beneath ./src/.",
-    ),
-)
-_RUN_COMMAND = ToolDefinition(
-    "run_command",
-    "Run one shell command line in the workspace. A refusal says which rule and what is allowed.",
-    _action(
-        _object({"command": {"type": "string"}, "timeout_seconds": {"type": "integer"}}, ("command",)),
-        target="The path beneath ./src/ that the command is about, if any.",
-        is_target_required=False,
-    ),
-)
+
+
+def _create_file(target: str) -> ToolDefinition:
+    return ToolDefinition(
+        "create_file",
+        "Create a new text file. Fails when it exists.",
+        _action(_object({"content": {"type": "string"}}, ("content",)), target=target),
+    )
+
+
+def _modify_file(target: str) -> ToolDefinition:
+    payload = _object({"old": {"type": "string"}, "new": {"type": "string"}}, ("old", "new"))
+    description = "Replace one passage of a file. `old` must occur exactly once."
+    return ToolDefinition("modify_file", description, _action(payload, target=target))
+
+
+def _run_command(target: str) -> ToolDefinition:
+    payload = _object({"command": {"type": "string"}, "timeout_seconds": {"type": "integer"}}, ("command",))
+    return ToolDefinition(
+        "run_command",
+        "Run one shell command line in the workspace. A refusal says which rule and what is allowed.",
+        _action(
+            payload, target=f"The path that the command is about, if any. {target}", is_target_required=False
+        ),
+    )
+
+
 _FINISH = ToolDefinition(
     "finish",
     "End the task. Call it once, when the work is done or cannot be done.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -16,6 +18,10 @@ from sandbox.models.registry import open_provider
 from sandbox.models.route import Route
 from sandbox.session.plan import RunPlan
 from sandbox.session.session import Session
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 5.0
 
 
 def agent_work(
@@ -49,7 +55,9 @@ def agent_work(
             record=session.recorder.record,
             jitter=random.random,  # spreads retries; nothing secret hangs on it
         )
-        context = Context(policy, plan.task, offered_tools(policy), policy.session.max_tokens)
+        context = Context(
+            policy, plan.task, offered_tools(policy, reader.target_pattern), policy.session.max_tokens
+        )
         try:
             return await Agent(route, session.broker, reader, context, on_text).run()
         finally:
@@ -68,5 +76,14 @@ def _schema_file(named: str | None, policy_source: Path, working_dir: Path) -> P
 
 async def _close(*providers: Provider | None) -> None:
     for provider in providers:
-        if provider is not None:
-            await provider.close()
+        if provider is None:
+            continue
+        # In a ``finally``, perhaps after the session's time is over: nothing else would end a wait here, and
+        # a failure to hang up must not take the place of how the work ended.
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await provider.close()
+        except Exception as exc:
+            logger.warning(
+                "cannot close the connections to %s: %s", provider.model, exc or type(exc).__name__
+            )

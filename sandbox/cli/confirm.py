@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import termios
 from typing import Protocol
 
 from sandbox.cli.display import printable
 from sandbox.session.confirm import Answer, Question
+
+MAX_LINE_BYTES = 4096
+"""What a terminal holds of one line."""
 
 
 class Pausable(Protocol):
@@ -35,11 +39,12 @@ class TerminalConfirmer:
                 f"\n{question.tool} needs your approval: {printable(question.reason)}\n"
                 f"    {printable(question.text)}\n"
                 f"    blake3 {question.arguments_blake3[:16]}\n"
-                "Approve? [y/N] "
             )
             sys.stderr.flush()
-            # What was typed before the question was shown answers nothing.
+            # What was typed before the question was shown answers nothing; what follows the prompt counts.
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+            sys.stderr.write("Approve? [y/N] ")
+            sys.stderr.flush()
             line = await _read_line()
         finally:
             self._progress.resume()
@@ -56,7 +61,13 @@ async def _read_line() -> str:
         await readable
     finally:
         loop.remove_reader(descriptor)
-    return sys.stdin.readline()
+    try:
+        # One read of the terminal, not a readline: after ``y`` and Ctrl-D that would go on reading, and the
+        # whole run, its clock and Ctrl-C included, would wait with it.
+        line = os.read(descriptor, MAX_LINE_BYTES)
+    except OSError:  # the terminal is gone
+        return ""
+    return line.decode("utf-8", "replace") if line.endswith(b"\n") else ""
 
 
 def _wake(readable: asyncio.Future[None]) -> None:

@@ -68,13 +68,13 @@ class Progress:
                 then = "giving up on it" if wait is None else f"trying again in {wait / 1000:.1f} s"
                 self._console.print(f"model call failed: {printable(message)}; {then}", markup=False)
             case ModelFallback(to_model=model, reason=reason):
-                self._console.print(f"falling back to {model}: {reason}", markup=False)
+                self._console.print(f"falling back to {model}: {printable(reason)}", markup=False)
             case ToolCall(tool=tool, summary=summary):
                 self._calls += 1
-                self._last = f"{tool}: {printable(summary)[:80]}"
+                self._last = f"{printable(tool)}: {printable(summary)[:80]}"
                 self._show(self._last)
             case DecisionMade(verdict="deny", rule=rule):
-                self._console.print(f"denied  {self._last}  ({rule})", markup=False)
+                self._console.print(f"denied  {self._last}  ({printable(rule)})", markup=False)
             case _:
                 pass
 

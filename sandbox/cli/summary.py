@@ -109,7 +109,7 @@ def _egress(result: RunResult) -> Table:
     for line in result.egress:
         word, style = MARKS[line.verdict]
         table.add_row(
-            Text(printable(f"{line.host}:{line.port}")),
+            Text(printable(f"{line.host}:{line.port}" if line.host else "(unreadable request)")),
             Text(word, style=style),
             Text(printable(line.reason if line.verdict == "deny" else line.rule)),
             str(line.connections),

@@ -37,6 +37,9 @@ SHARED_BY = 8
 """A file with this many names is many programs in one, whatever it is called."""
 MULTICALL = frozenset({"busybox", "toybox", "coreutils", "uutils", "sbase-box", "ubase-box", "9base"})
 SHELLS = ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh", "/usr/bin/sh")
+VERSION = re.compile(r"(-?[0-9]+\.[0-9][0-9.]*|-[0-9]+|(?<=[0-9])\.[0-9][0-9.]*)(-[a-z][a-z0-9_-]*)?")
+"""What follows a program's name in that of another build: a version, perhaps a platform. The ``2`` of
+``bzip2`` is none: it is part of the name."""
 APPLET = re.compile(rb"(?<=\0)[a-z0-9][a-z0-9_.+-]{0,23}(?=\0)")
 
 
@@ -119,9 +122,10 @@ def blocked_paths(
 ) -> tuple[str, ...]:
     """Return every path that must be covered so that no blocked program is left under any name.
 
-    These are: files of a blocked name anywhere in the image, what links of a blocked name lead to, and
-    all files with the same content. A name that is not in the image needs nothing. Raises ImageError
-    when covering a path would take programs along that nobody blocked.
+    These are: files of a blocked name anywhere in the image, what links of a blocked name lead to, all
+    files with the same content, and other builds of the program that carry its name with a version
+    (``perl5.36-x86_64-linux-gnu``), but for those that are allowed. A name that is not in the image needs
+    nothing. Raises ImageError when covering a path would take programs along that nobody blocked.
     """
     blocked = {posixpath.basename(name) for name in blocked_commands}
     names = _names_by_content(index)
@@ -137,6 +141,9 @@ def blocked_paths(
         content = index.programs[target]
         _check_shared(index, name, target, names[content], blocked, set(allowed_binaries))
         covered |= paths_by_content[content]
+    for path, content in index.programs.items():
+        if _is_version_of(posixpath.basename(path), blocked) and not names[content] & set(allowed_binaries):
+            covered |= paths_by_content[content]
 
     for path, words in index.applets.items():
         # ``busybox rm`` needs no link called rm.
@@ -223,6 +230,10 @@ def _check_shared(
             f"cannot block {name} in image {index.image_id}: {target} is also {', '.join(taken_along)}, "
             "which shell.allowed_binaries lists; drop one of them"
         )
+
+
+def _is_version_of(name: str, blocked: set[str]) -> bool:
+    return any(name.startswith(known) and VERSION.fullmatch(name, len(known)) for known in blocked if known)
 
 
 def _names_by_content(index: ImageIndex) -> dict[str, set[str]]:

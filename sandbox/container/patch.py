@@ -207,11 +207,15 @@ def _git(
         env=git_environment(repository),
         process_group=0,  # Ctrl-C in the terminal is for us alone
     ) as process:
-        # From a thread: git answers while it is still asked, and both would wait on full pipes for ever.
-        threading.Thread(target=_feed, args=(process.stdin, feed or ()), daemon=True).start()
-        process.stdin = None
+        stdin, process.stdin = process.stdin, None
+        assert stdin is not None  # noqa: S101
+        # git answers while it reads, and stops reading when nobody takes the answers: fed from here, both
+        # would wait for ever on the first names that fill a pipe, and no limit of time would count.
+        feeder = threading.Thread(target=_feed, args=(stdin, feed or ()), name="git-feed", daemon=True)
+        feeder.start()
         try:
             out, err = process.communicate(timeout=_GIT_SECONDS)
+            feeder.join()
         except subprocess.TimeoutExpired as exc:
             process.kill()
             raise WorkspaceError(
@@ -231,9 +235,10 @@ def _git(
 
 
 def _feed(stdin: IO[bytes], pieces: Iterable[bytes]) -> None:
-    # git that ends early says why itself.
+    # Ended before it had read all: its exit code says how.
     with contextlib.suppress(BrokenPipeError), stdin:
-        stdin.writelines(pieces)
+        for piece in pieces:
+            stdin.write(piece)
 
 
 def _write_private(path: Path, content: bytes) -> None:

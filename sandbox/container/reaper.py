@@ -17,7 +17,7 @@ from sandbox.container.runtime import Runtime
 from sandbox.errors import HostError, StateError
 from sandbox.provenance.owner import OWNER_NAME, current_owner, is_owner_alive
 
-__all__ = ["ReapReport", "claim_session", "current_owner", "is_alive", "reap"]
+__all__ = ["ReapReport", "claim_session", "current_owner", "discard_session", "is_alive", "reap"]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 INTERRUPTED_FILE = "interrupted"
@@ -85,6 +85,19 @@ def claim_session(sessions: Path, session_id: str, owner: str) -> Path:
     return directory
 
 
+def discard_session(directory: Path, release: Callable[[Path], None]) -> None:
+    """Remove a session that never began, its record included; idempotent.
+
+    The workspace goes first: while any of it is left, a mount of the user's own files may be among it,
+    and nothing else is touched. The owner's name goes last, so that whatever stays is found again.
+    Raises HostError or OSError then.
+    """
+    release(directory)
+    _remove_flat(directory / EGRESS_FOLDER)
+    _check_nothing_left(directory)
+    _remove_flat(directory)
+
+
 async def reap(runtime: Runtime, state: Path, release: Callable[[Path], None]) -> ReapReport:
     """Remove everything of dead controllers and return what that was; one failure does not stop the rest.
 
@@ -143,24 +156,30 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
     if is_alive(owner) or (has_record and (is_finished or is_marked) and not has_scratch):
         return
 
-    # ``release`` knows which of these are mounts and which lead to the user's own files; this does not.
-    release(directory)
-    _remove_flat(directory / EGRESS_FOLDER)
+    if not has_record:
+        discard_session(directory, release)
+    else:
+        # ``release`` knows which of these are mounts and which lead to the user's own files; this does not.
+        release(directory)
+        _remove_flat(directory / EGRESS_FOLDER)
+        _check_nothing_left(directory)
+        if not is_finished and not is_marked:
+            (directory / INTERRUPTED_FILE).write_text(f"{owner}\n")
+            report.interrupted.append(directory.name)
+    report.sessions.append(directory.name)
+
+
+def _check_nothing_left(directory: Path) -> None:
     if left := [name for name in _SCRATCH if os.path.lexists(directory / name)]:
         raise StateError(f"{', '.join(left)} in {directory} could not be removed; remove it as its owner")
-    if not has_record:
-        _remove_flat(directory)
-    elif not is_finished and not is_marked:
-        (directory / INTERRUPTED_FILE).write_text(f"{owner}\n")
-        report.interrupted.append(directory.name)
-    report.sessions.append(directory.name)
 
 
 def _remove_flat(directory: Path) -> None:
     """Remove a directory and the files in it; one with directories in it stays, with an OSError."""
     if not os.path.lexists(directory):
         return
-    for entry in directory.iterdir():
+    # The owner's name last: a directory without one is nobody's, and would stay for ever if we died here.
+    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == OWNER_NAME):
         if not entry.is_dir() or entry.is_symlink():
             entry.unlink()
     directory.rmdir()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sandbox.egress.answers import ESTABLISHED, refusal_answer, status_of, tunnel_refusal
 from sandbox.egress.attempt import Attempt, peer_credentials
 from sandbox.egress.forward import RequestBody, exchange, outgoing_head
+from sandbox.egress.pace import Pace
 from sandbox.egress.request import (
     RequestHead,
     check_host,
@@ -59,6 +60,10 @@ class GatewayLimits:
     """Each address of a name gets this long."""
     idle_seconds: float = 900.0
     """Without a byte in either direction, a tunnel is closed."""
+    burst_requests: int = 2_000
+    """Requests that are served as fast as they come; beyond them ``requests_per_second``."""
+    requests_per_second: float = 20.0
+    """Bounds the record: an hour of flooding leaves some tens of megabytes."""
 
 
 class RecordUnavailable(Exception):
@@ -79,6 +84,7 @@ class Surroundings:
     account: Callable[[EgressDecision, Authority, int, int], bool]
     """Called with bytes up and down before they are sent on; False ends the connection."""
     next_number: Callable[[], int]
+    pace: Pace
 
 
 class Connection:
@@ -105,6 +111,8 @@ class Connection:
         head = await self._read_head()
         if head is None:
             return False
+        if not is_first:  # a first request waited before it was let in
+            await self._around.pace.turn()
         attempt = Attempt(self._around.next_number(), self._pid, self._uid)
         if isinstance(head, Refusal):
             # A kept connection that simply falls silent asked for nothing.

@@ -18,6 +18,7 @@ from sandbox.egress.connection import (
     RecordUnavailable,
     Surroundings,
 )
+from sandbox.egress.pace import Pace
 from sandbox.egress.resolve import Dialer, Resolver, SystemResolver, TcpDialer, own_address_reader
 from sandbox.errors import HostError, PolicyError
 from sandbox.events import EgressConnection
@@ -84,6 +85,7 @@ class Gateway:
             record=self._record_first,
             account=self._account,
             next_number=lambda: next(numbers),
+            pace=Pace(self._limits.burst_requests, self._limits.requests_per_second),
         )
 
     async def start(self) -> None:
@@ -121,7 +123,12 @@ class Gateway:
                 await asyncio.sleep(0.1)
                 continue
             try:
+                # Here, so that those turned away wait as well: further ones queue in the kernel.
+                await self._around.pace.turn()
                 self._admit(client)
+            except asyncio.CancelledError:
+                client.close()
+                raise
             except Exception:
                 _LOG.exception("egress gateway could not serve a connection")
                 client.close()

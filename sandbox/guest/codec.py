@@ -28,6 +28,7 @@ PATH_LIMIT: Final = 4096
 """With the terminating NUL, as in the kernel."""
 ARGS_MAX: Final = 16384
 ENV_MAX: Final = 4096
+RELAYS_MAX: Final = 256
 FILE_LIMIT_SECONDS: Final = 10.0
 """The guest's own limit for one read, list or search."""
 WRITE_LIMIT_SECONDS: Final = 60.0
@@ -187,7 +188,9 @@ Reply = (
 
 
 def encode_config(config: GuestConfig) -> bytes:
-    """Encode CONFIG, whose id is 0."""
+    """Encode CONFIG, whose id is 0. Raises Unsendable for more relays than the guest has room for."""
+    if len(config.relays) > RELAYS_MAX:
+        raise Unsendable("E2BIG", f"{len(config.relays)} relayed ports; {RELAYS_MAX} are possible")
     body = struct.pack(">H", PROTOCOL_VERSION) + _text(config.workspace) + _text(config.egress_socket or "")
     body += struct.pack(">I", len(config.relays))
     for relay in config.relays:

@@ -19,6 +19,7 @@ from sandbox.models.decoding import (
     TextAssembler,
     arguments_to_send,
     clean_text,
+    one_line,
     parse_tool_input,
     token_count,
 )
@@ -254,8 +255,8 @@ class _Message:
         must_return = any(block.get("type") not in ("text", "tool_use") for block in content)
         identity = self._start.get("id")
         return ModelReply(
-            model=str(self._start.get("model") or self._model),
-            response_id=identity if isinstance(identity, str) else None,
+            model=one_line(str(self._start.get("model") or self._model)),
+            response_id=one_line(identity) if isinstance(identity, str) else None,
             text="".join(text),
             tool_uses=tuple(uses),
             finish_reason=_FINISH.get(str(self._stop_reason), "other"),
@@ -267,7 +268,7 @@ class _Message:
         assembler = self._fragments.get((index, "partial_json"))
         raw = assembler.text() if assembler else json.dumps(block.get("input") or {})
         name = clean_text(str(block.get("name")))
-        return ToolUse(str(block.get("id")), name, parse_tool_input(raw), raw)
+        return ToolUse(clean_text(str(block.get("id"))), name, parse_tool_input(raw), raw)
 
     def _total_usage(self) -> Usage | None:
         counts = {

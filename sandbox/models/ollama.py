@@ -297,7 +297,7 @@ class _Reply:
         text, thinking = self._text.text(), self._thinking.text()
         blocks = [{"type": "thinking", "thinking": thinking}] if thinking else []
         return ModelReply(
-            model=str(self._last.get("model") or self._model),
+            model=one_line(str(self._last.get("model") or self._model)),
             response_id=None,  # the API has none
             text=text,
             tool_uses=tuple(self._uses),

@@ -46,6 +46,11 @@ Version = Annotated[Text, BeforeValidator(_as_version, json_schema_input_type=Te
 """The format's version. A number is read as its text: ``2.1`` is what most people write."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 MIB = 1024 * 1024
+YEAR_SECONDS = 31_536_000
+"""Longest time a policy may grant: milliseconds of it fit every format they are written in."""
+MOST_PIDS = 4 * 1024 * 1024
+MOST_FILES = 1024 * 1024
+"""What a kernel can be told at most; more would be refused when the container starts."""
 
 
 class Section(BaseModel):
@@ -140,7 +145,7 @@ class RoutingPolicy(Section):
 
     default_model: Text | None = None
     fallback_model: Text | None = None
-    max_budget_usd: Annotated[float, Field(ge=0)] | None = None
+    max_budget_usd: Annotated[float, Field(ge=0, le=9_007_199)] | None = None
     """Dollars a session may spend on models; missing means the shipped default of 5.00."""
     max_tool_calls: Annotated[int, Field(ge=0)] | None = None
     """Tool calls a session may make; missing means the shipped default of 200."""
@@ -170,15 +175,15 @@ class Limits(Section):
     """Resources of one session. All are enforced; none is optional."""
 
     memory_bytes: Annotated[int, Field(ge=32 * MIB)] = 2048 * MIB
-    cpus: Annotated[float, Field(gt=0)] = 2.0
-    pids: Annotated[int, Field(ge=8)] = 256
-    nofile: Annotated[int, Field(ge=1024)] = 1024
+    cpus: Annotated[float, Field(ge=0.01)] = 2.0
+    pids: Annotated[int, Field(ge=8, le=MOST_PIDS)] = 256
+    nofile: Annotated[int, Field(ge=1024, le=MOST_FILES)] = 1024
     """Open files per process. The guest itself needs 1024 to serve overlapping commands and relays."""
     tmpfs_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     """Size of the writable, noexec ``/tmp``."""
-    wall_seconds: Annotated[int, Field(ge=1)] = 3600
+    wall_seconds: Annotated[int, Field(ge=1, le=YEAR_SECONDS)] = 3600
     """A whole session."""
-    command_seconds: Annotated[int, Field(ge=1)] = 300
+    command_seconds: Annotated[int, Field(ge=1, le=YEAR_SECONDS)] = 300
     """One command; its whole process tree is killed then."""
     output_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """What is kept of one command's stdout, and as much of its stderr; the rest is counted."""

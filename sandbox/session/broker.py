@@ -38,6 +38,10 @@ from sandbox.session.confirm import Answer, Confirmer, Question
 from sandbox.session.effects import Shell, carry_out
 from sandbox.session.recorder import Recorder
 
+TOOL_NAME_CHARS = 80
+REASON_CHARS = 2_000
+"""Longest reason that the model is told; reasons quote what it wrote."""
+
 
 class Broker:
     """Performs actions one at a time, in the order they were asked."""
@@ -80,16 +84,33 @@ class Broker:
         )
         # In a thread: a hostile command line keeps the parser busy for a second, and the gateway must go on.
         decision = await asyncio.to_thread(self._judge, action, objection)
-        self._record_decision(action, decision)
+        self._record_decision(decision, action.id)
         if decision.verdict == "confirm":
             decision = await self._confirm(action, decision)
-            self._record_decision(action, decision)
+            self._record_decision(decision, action.id)
         if not decision.is_allowed:
-            return Outcome("denied", f"Refused by {decision.rule}: {decision.reason}")
+            return Outcome("denied", f"Refused by {decision.rule}: {excerpt(decision.reason, REASON_CHARS)}")
         guest = await self._guest()
         result, outcome = await carry_out(guest, action, self._shell, self._policy.limits, self._observe_exec)
         self._recorder.record(result)
         return outcome
+
+    def refuse_invalid(self, action_id: str, tool: str, raw: str, problem: str) -> None:
+        """Record a call that is no action, and count it: a flood of nonsense ends like any other flood.
+
+        ``tool`` and ``raw`` are what the model wrote, ``problem`` what is wrong with it. Raises
+        ToolCallsExhausted and RecordError as ``perform`` does.
+        """
+        self._charge_tool_call()
+        self._recorder.record(
+            ToolCall(
+                action_id=action_id,
+                tool=excerpt(tool, TOOL_NAME_CHARS),
+                arguments_blake3=blake3_hex(raw.encode("utf-8", "replace")),
+                summary=excerpt(raw),
+            )
+        )
+        self._record_decision(Decision("deny", "action.invalid", problem), action_id)
 
     def _charge_tool_call(self) -> None:
         one = {"tool_calls": 1}
@@ -141,10 +162,10 @@ class Broker:
         )
         return _after_answer(decision, answer)
 
-    def _record_decision(self, action: Action, decision: Decision) -> None:
+    def _record_decision(self, decision: Decision, action_id: str) -> None:
         self._recorder.record(
             DecisionMade(
-                action_id=action.id,
+                action_id=action_id,
                 verdict=decision.verdict,
                 rule=decision.rule,
                 reason=excerpt(decision.reason),

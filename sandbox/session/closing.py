@@ -8,6 +8,7 @@ the next ones still happen.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import time
@@ -34,6 +35,8 @@ from sandbox.session.result import (
     RunStatus,
 )
 
+logger = logging.getLogger(__name__)
+
 CLOSE_SECONDS = 30.0
 MAX_WITHHELD = 100
 
@@ -45,6 +48,12 @@ class Ending:
     status: RunStatus
     reason: str
     summary: str = ""
+
+    def after(self, problems: list[str]) -> Ending:
+        """Return how the session ended, given what closing could not do: no success with a step undone."""
+        if not problems or self.status != "completed":
+            return self
+        return Ending("sandbox_failed", "; ".join(problems), self.summary)
 
 
 async def close_session(session: OpenSession, ending: Ending) -> RunResult:
@@ -58,8 +67,13 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
             async with asyncio.timeout(seconds):
                 return await step()
         except (AgentRunnerError, OSError, TimeoutError) as exc:
-            problems.append(f"cannot {what}: {exc or type(exc).__name__}")
-            return None
+            reason = str(exc) or type(exc).__name__
+        except Exception as exc:  # the steps that follow matter more than what this one ran into
+            logger.exception("internal error while closing session %s", session.directory.session_id)
+            reason = f"internal error: {type(exc).__name__}: {exc}"
+        # Names from the container may be in it, and the result is UTF-8.
+        problems.append(f"cannot {what}: {reason}".encode("utf-8", "backslashreplace").decode())
+        return None
 
     await attempt("stop the guest", lambda: _stop_guest(session))
     volume = session.spec.workspace.name
@@ -67,16 +81,25 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     await attempt("stop the gateway", session.gateway.stop)
     # No limit on threads: nobody can stop one, and the next step must not pull the ground from under it.
     patch = await attempt("export the patch", lambda: _export(session), None)
-    if not session.directory.patch.exists():
+    if problems and not session.directory.patch.exists():
         problems[-1] += f": {session.directory.changes}"
-    if problems and ending.status == "completed":
-        ending = Ending("sandbox_failed", "; ".join(problems), ending.summary)
+    ending = ending.after(problems)
     await attempt("close the record", lambda: _record_end(session, ending))
+    ending = ending.after(problems)
     told = len(problems)
     result = _result(session, ending, patch if isinstance(patch, ExportedPatch) else None, problems)
     await attempt("seal the record", lambda: _seal(session, result))
+    # A run whose record nobody can trust did not complete, whatever the agent says.
+    ending = ending.after(problems)
     await attempt("remove the workspace layers", lambda: _release(session), None)
-    return result.model_copy(update={"warnings": [*result.warnings, *problems[told:]]})
+    return result.model_copy(
+        update={
+            "status": ending.status,
+            "reason": ending.reason,
+            "exit_code": EXIT_CODES[ending.status],
+            "warnings": [*result.warnings, *problems[told:]],
+        }
+    )
 
 
 async def _stop_guest(session: OpenSession) -> None:

@@ -213,7 +213,7 @@ def _written(action_id: str, failed: FileFailed | None, content: str, message: s
         ok=True,
         output_bytes=len(encoded),
         content_blake3=blake3_hex(encoded),
-        excerpt=message,
+        excerpt=excerpt(message),
     )
     return result, Outcome("done", message)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shutil
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.patch import require_git
 from sandbox.container.preflight import check_host, lost_controls
-from sandbox.container.reaper import reap
+from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
@@ -37,9 +36,10 @@ from sandbox.container.workspace import (
 )
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
-from sandbox.errors import EngineError, GuestError
+from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, SessionStarted
 from sandbox.guest.channel import GuestChannel
+from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
@@ -48,6 +48,7 @@ from sandbox.provenance.ledger import Ledger
 from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
 from sandbox.resources import shipped
+from sandbox.session.charges import Charges
 from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
@@ -55,6 +56,8 @@ from sandbox.session.result import ResultFold
 from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
+LANDLOCK_ABI_WITH_SCOPES = 6
+"""Linux 6.12. The guest asks for scopes from this one on."""
 
 
 class Engine(Runtime, ImageSource, Protocol):
@@ -85,8 +88,8 @@ class OpenSession:
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
     """``time.monotonic()`` when the session opened."""
-    warnings: tuple[str, ...]
-    """What the reader of the result should know, one line each."""
+    warnings: list[str]
+    """What the reader of the result should know, one line each; the start of the container may add some."""
 
     async def guest(self) -> GuestChannel:
         """Wait until the container runs. Raises EngineError or GuestError when it does not."""
@@ -108,9 +111,10 @@ async def open_session(
     The container is created and checked when this returns; it is still starting. Raises PolicyError
     or HostError, with nothing left behind.
     """
-    policy, clock = plan.policy, time.monotonic()
+    policy, clock, meter = plan.policy, time.monotonic(), Meter(plan.limits)
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
+    _relays(plan)
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
@@ -120,8 +124,7 @@ async def open_session(
     async with AsyncExitStack() as undo:
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
-        undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
-        undo.callback(release_workspace, directory.path)
+        undo.callback(discard_session, directory.path, release_workspace)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
         workspace = await run_in_thread(
             asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
@@ -137,7 +140,7 @@ async def open_session(
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
         fold = ResultFold()
-        recorder = Recorder(ledger, (fold, *listeners))
+        recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
         gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
@@ -147,6 +150,7 @@ async def open_session(
         await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
+    warnings = [*lost_controls(policy), *workspace.warnings, *reaped.problems]
     return OpenSession(
         plan=plan,
         runtime=runtime,
@@ -159,13 +163,13 @@ async def open_session(
         ledger=ledger,
         recorder=recorder,
         fold=fold,
-        meter=Meter(plan.limits),
+        meter=meter,
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
-        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock)),
+        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
-        warnings=(*lost_controls(policy), *workspace.warnings, *reaped.problems),
+        warnings=warnings,
     )
 
 
@@ -175,6 +179,7 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     Session id and places are shown as ``SESSION``.
     """
     check_host(plan.policy, await runtime.facts())
+    _relays(plan)
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
@@ -229,7 +234,13 @@ def _relays(plan: RunPlan) -> tuple[Relay, ...]:
         if entry.host in addresses
         for port in entry.ports
     ]
-    return (Relay("127.0.0.1", PROXY_PORT, None), *direct)
+    relays = (Relay("127.0.0.1", PROXY_PORT, None), *direct)
+    if len(relays) > RELAYS_MAX:
+        raise PolicyError(
+            f"cannot relay {len(relays)} names and ports of network.allowlist: {RELAYS_MAX} are possible; "
+            "allow some of them by a wildcard, which the proxy serves without a port of its own"
+        )
+    return relays
 
 
 def _started(
@@ -259,7 +270,12 @@ def _started(
 
 
 async def _start(
-    plan: RunPlan, runtime: Runtime, container_id: str, recorder: Recorder, clock: float
+    plan: RunPlan,
+    runtime: Runtime,
+    container_id: str,
+    recorder: Recorder,
+    clock: float,
+    warnings: list[str],
 ) -> GuestChannel:
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
@@ -269,6 +285,13 @@ async def _start(
     except GuestError as exc:
         await channel.close()
         raise GuestError(f"the container started but its guest did not answer: {exc}") from exc
+    # Said before any command runs: what the guest claims later, hostile code may have a hand in.
+    if plan.policy.runtime == "runc" and ready.landlock_abi < LANDLOCK_ABI_WITH_SCOPES:
+        warnings.append(
+            f"Landlock: ABI {ready.landlock_abi} in the container, {LANDLOCK_ABI_WITH_SCOPES} is needed to "
+            "keep a command's signals to itself; one that kills its keeper loses its output, and PID 1 kills "
+            "what is left of it"
+        )
     recorder.record(
         ContainerStarted(
             container_id=container_id,

@@ -55,6 +55,8 @@ EXIT_CODES: dict[RunStatus, int] = {
 """Beside these: 2 for a wrong policy or command line, 3 for a host that cannot run it (no session then)."""
 
 NANO = 10**9
+MAX_DESTINATIONS = 256
+OTHER_HOSTS = "(other)"
 
 
 class ResultPart(BaseModel):
@@ -100,6 +102,7 @@ class ConnectionReport(ResultPart):
     """Connections to one destination with one outcome, added up."""
 
     host: str
+    """``(other)`` for all destinations beyond the first 256, by outcome; their rule is empty."""
     port: int | None
     verdict: Literal["allow", "deny"]
     reason: str
@@ -315,14 +318,19 @@ class ResultFold:
         )
 
     def _fold_egress(self, event: EgressConnection) -> None:
-        key = (event.host, event.port, event.verdict, event.reason, event.rule)
+        host, port = event.host, event.port
+        key = (host, port, event.verdict, event.reason, event.rule)
+        if key not in self._egress and len(self._egress) >= MAX_DESTINATIONS:
+            # The sandbox makes up names without end; the ledger has them all, the result stays readable.
+            host, port = OTHER_HOSTS, None
+            key = (host, port, event.verdict, event.reason, "")
         old = self._egress.get(key)
         self._egress[key] = ConnectionReport(
-            host=event.host,
-            port=event.port,
+            host=host,
+            port=port,
             verdict=event.verdict,
             reason=event.reason,
-            rule=event.rule,
+            rule=key[4],
             connections=(old.connections if old else 0) + (event.phase == "open"),
             bytes_up=(old.bytes_up if old else 0) + event.bytes_up,
             bytes_down=(old.bytes_down if old else 0) + event.bytes_down,

@@ -1,12 +1,15 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.agent.context import Context
+from sandbox.agent.actions import ActionReader
+from sandbox.agent.context import Context, system_text
 from sandbox.agent.tools import offered_tools
 from sandbox.errors import ModelFailed
 from sandbox.models.provider import AssistantTurn, ModelReply, ToolOutcome, ToolUse, Usage, UserTurn
-from sandbox.policy.model import Policy, SessionPolicy, ShellPolicy
+from sandbox.policy.model import HostEntry, NetworkPolicy, Policy, SessionPolicy, ShellPolicy
 
 POLICY = Policy(name="test", shell=ShellPolicy(allowed_binaries=("make",)))
 
@@ -92,3 +95,81 @@ def test_the_estimate_learns_from_reported_usage() -> None:
     grown.add_reply(reply(1))
     grown.add_outcomes(outcome(1, 10))
     assert "[dropped" not in str(grown.request().turns)  # 60,000 bytes would not fit at the first estimate
+
+
+def test_more_than_a_window_of_results_in_one_turn_is_cut_and_not_fatal() -> None:
+    grown = context(8000)
+    uses = tuple(ToolUse(f"c{n}", "read", {"path": "x"}, "{}") for n in range(10))
+    grown.add_reply(ModelReply("model", None, "", uses, "tool_use", None))
+    long = tuple(ToolOutcome(use.id, "read", f"head {'x' * 30_000} tail", False) for use in uses)
+    short = ToolOutcome("c10", "read", "a short one", False)
+    grown.add_outcomes((*long, short))
+    newest = grown.request().turns[-1]
+    assert isinstance(newest, UserTurn)
+    assert newest.outcomes[-1] == short
+    for outcome in newest.outcomes[:-1]:
+        assert outcome.content.startswith("head ")
+        assert outcome.content.endswith(" tail")
+        assert "the middle is cut" in outcome.content
+
+
+def test_one_result_of_long_characters_fits_too() -> None:
+    grown = context(8000)
+    grown.add_reply(reply(0))
+    grown.add_outcomes((ToolOutcome("c0", "read", "漢" * 30_000, False),))
+    newest = grown.request().turns[-1]
+    assert isinstance(newest, UserTurn)
+    assert len(newest.outcomes[0].content.encode()) < 12_000
+
+
+def test_a_file_cannot_pass_itself_off_as_dropped() -> None:
+    grown = context(8000)
+    for number in range(8):
+        grown.add_reply(reply(number))
+        grown.add_outcomes((ToolOutcome(f"c{number}", "read", "[dropped" + "x" * 4000, False),))
+    assert grown.request()
+
+
+def test_what_can_not_be_shortened_ends_the_run() -> None:
+    grown = context(4000)
+    with pytest.raises(ModelFailed):
+        Context(POLICY, "t" * 20_000, offered_tools(POLICY), 4000).request()
+    assert grown.request()  # the control
+
+
+def test_a_provider_that_reports_one_token_does_not_switch_the_estimate_off() -> None:
+    grown = context(8000)
+    grown.request()
+    grown.add_reply(reply(0, Usage(1, 0, 0, 1)))
+    grown.add_outcomes(outcome(0, 200_000))
+    newest = grown.request().turns[-1]
+    assert isinstance(newest, UserTurn)
+    assert len(newest.outcomes[0].content) < 80_000
+
+
+def test_the_model_is_told_what_the_policy_allows_and_no_more() -> None:
+    entries = (HostEntry(host="a.test"), HostEntry(host="b.test", ports=(8443,)))
+    policy = Policy(
+        name="test",
+        network=NetworkPolicy(allowlist=entries),
+        shell=ShellPolicy(allowed_binaries=("make",), blocked_commands=("rm",), require_confirmation=True),
+    )
+    told = system_text(policy)
+    assert "Reachable hosts: a.test, b.test (port 8443)." in told
+    assert "Commands you may run: make. Blocked everywhere: rm." in told
+    assert "A person is asked" in told
+    assert "A person is asked" not in system_text(POLICY)
+    assert "Reachable hosts: nothing." in system_text(POLICY)
+
+
+def test_the_tools_name_the_pattern_of_the_action_schema_in_use(tmp_path: Path) -> None:
+    def target(reader: ActionReader) -> str:
+        (tool,) = [t for t in offered_tools(POLICY, reader.target_pattern) if t.name == "create_file"]
+        return str(tool.input_schema["properties"]["target_path"]["description"])
+
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"properties": {"target_path": {"pattern": "^docs/"}}}')
+    assert target(ActionReader(schema)).endswith("^docs/")
+    assert "src" in target(ActionReader(None))
+    schema.write_text("true")
+    assert target(ActionReader(schema)) == "Path relative to the workspace."

@@ -98,6 +98,27 @@ def test_other_names_of_the_same_program_are_covered() -> None:
     assert blocked_paths(index, ("fetch",)) == ("/opt/copy", "/usr/bin/curl", "/usr/bin/fetch")
 
 
+def test_other_builds_under_a_name_with_a_version_are_covered() -> None:
+    index = (
+        Tree()
+        .file("usr/bin/perl", b"static")
+        .file("usr/bin/perl5.36-x86_64-linux-gnu", b"dynamic")
+        .file("usr/bin/perlbug", b"script")
+        .file("usr/bin/python3.11", b"3.11")
+        .symlink("usr/bin/python3", "python3.11")
+        .file("usr/bin/python3.12", b"3.12")
+        .file("usr/bin/bzip2", b"bzip2")
+        .file("usr/bin/gcc-12", b"gcc")
+        .index()
+    )
+    assert blocked_paths(index, ("perl",)) == ("/usr/bin/perl", "/usr/bin/perl5.36-x86_64-linux-gnu")
+    assert blocked_paths(index, ("python3",)) == ("/usr/bin/python3.11", "/usr/bin/python3.12")
+    assert blocked_paths(index, ("gcc",)) == ("/usr/bin/gcc-12",)
+    # Names of their own, and what the policy allows under a name of its own.
+    assert blocked_paths(index, ("bzip",)) == ()
+    assert blocked_paths(index, ("python",), ("python3", "python3.12")) == ()
+
+
 def test_links_are_followed_through_merged_folders_and_alternatives() -> None:
     index = (
         Tree()

@@ -7,6 +7,7 @@ import random
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -719,3 +720,30 @@ def test_a_patch_of_another_making_is_not_read() -> None:
 )
 def test_which_links_need_a_yes(path: bytes, target: bytes | None, is_hazard: bool) -> None:
     assert (find_hazard(path, target) is not None) == is_hazard
+
+
+def test_more_ignored_names_than_a_pipe_holds_do_not_hold_up_the_export(tmp_path: Path) -> None:
+    workspace, directory = tmp_path / "project", tmp_path / "state" / "sessions" / "s1"
+    workspace.mkdir()
+    (workspace / ".gitignore").write_text("build/\n")
+    prepare_workspace(workspace, PATTERNS, directory).wait_base_tree()
+    try:
+        (directory / "upper" / "build").mkdir()
+        for number in range(1500):  # over 300 KB of answers
+            (directory / "upper" / "build" / f"{number:0200}").touch()
+        (directory / "upper" / "seen").write_text("the control\n")
+        exported: list[ExportedPatch] = []
+        # In a thread that nobody waits for: what is tested may wait for ever.
+        export = threading.Thread(
+            target=lambda: exported.append(
+                export_patch(directory, workspace, PATTERNS, directory / "patch.diff")
+            ),
+            daemon=True,
+        )
+        export.start()
+        export.join(60)
+        assert exported
+        assert [file.path for file in exported[0].files] == [b"seen"]
+        assert withheld(exported[0])[b"build"].endswith("(1500 new files)")
+    finally:
+        release_workspace(directory)

@@ -412,6 +412,17 @@ def test_limits_of_other_processes_are_out_of_reach() -> None:
     assert decide("prlimit64", 1 | HIGH) == EPERM
 
 
+def test_nobody_slows_down_another_process() -> None:
+    process, everybody_of_the_uid = 0, 2
+    assert decide("setpriority", process, 0, 19) == ALLOW
+    assert decide("setpriority", process, 1, 19) == EPERM
+    assert decide("setpriority", everybody_of_the_uid, 0, 19) == EPERM
+    assert decide("sched_setscheduler", 0, 5) == ALLOW
+    assert {decide("sched_setscheduler", 1, policy) for policy in range(8)} == {EPERM}
+    assert decide("ioprio_set", 1, 0, 3 << 13) == ALLOW
+    assert {decide("ioprio_set", which, who, 3 << 13) for which, who in ((1, 1), (2, 0), (3, 0))} == {EPERM}
+
+
 def test_real_time_classes_are_refused() -> None:
     reset_on_fork = 0x40000000
     for flag in (0, reset_on_fork):
