@@ -36,6 +36,8 @@ _EXIT_HOST = 3
 def command(session: str, workspace: Path | None, allow_executable_paths: bool, is_check_only: bool) -> None:
     """Apply the patch of SESSION (an id, the beginning of one, or 'latest'): all of it or nothing.
 
+    The session's signed record must hold, as `agent-runner verify` checks it.
+
     Exit code 0: applied (with --check: it would be). 2: wrong usage. 3: refused or does not fit, and
     nothing was changed.
     """
@@ -46,6 +48,7 @@ def command(session: str, workspace: Path | None, allow_executable_paths: bool, 
 
     try:
         directory = find_session(state_directory(), session)
+        refuse_broken_record(directory)
         recorded, digest = read_recorded_patch(directory)
         report = apply_patch(
             directory / PATCH_NAME,
@@ -58,6 +61,23 @@ def command(session: str, workspace: Path | None, allow_executable_paths: bool, 
         click.echo(f"agent-runner: {exc}", err=True)
         raise click.exceptions.Exit(_EXIT_CALLER if isinstance(exc, PolicyError) else _EXIT_HOST) from exc
     click.echo(_as_text(report, workspace or recorded))
+
+
+def refuse_broken_record(session_directory: Path) -> None:
+    """Raise RecordError unless the signed record holds: the result alone names any patch it is told to.
+
+    A session without a result has no record to judge yet; ``read_recorded_patch`` says so.
+    """
+    from sandbox.errors import RecordError
+    from sandbox.provenance.verify import verify_session
+
+    found = verify_session(session_directory)
+    if not found.is_valid and (session_directory / RESULT_NAME).exists():
+        said = "; ".join(problem.message for problem in found.problems) or "it is incomplete"
+        raise RecordError(
+            f"refusing to apply session {session_directory.name}: its record does not hold: "
+            f"{_printable(said)}; look at it with agent-runner verify"
+        )
 
 
 def read_recorded_patch(session_directory: Path) -> tuple[Path, Digest]:

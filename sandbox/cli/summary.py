@@ -22,8 +22,10 @@ def render_summary(result: RunResult) -> None:
     """Print a result for people on stdout; plain text when it is piped."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH, soft_wrap=False)
     console.print(_headline(result))
+    if result.reason:
+        console.print(_hanging("  ", result.reason))
     if result.summary:
-        console.print(Text(printable(result.summary), style="italic"))
+        console.print(_hanging("  ", result.summary, style="italic"))
     if result.actions:
         console.print(_actions(result.actions))
     if result.egress:
@@ -32,7 +34,17 @@ def render_summary(result: RunResult) -> None:
     _print_spend(console, result)
     _print_record(console, result)
     for warning in result.warnings:
-        console.print(Text(f"warning: {printable(warning)}", style="yellow"))
+        console.print(_hanging("warning:", warning, style="yellow"))
+
+
+def _hanging(label: str, text: str, style: str = "") -> Table:
+    """Set untrusted text beside a label. What does not fit goes on beneath itself, never at the left edge,
+    where enough blanks before it would make it look like a line of ours."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label, style=style), Text(printable(text), style=style))
+    return grid
 
 
 def _headline(result: RunResult) -> Text:
@@ -41,8 +53,6 @@ def _headline(result: RunResult) -> Text:
     text.append(
         f"  {result.session}  profile {result.profile}, {result.wall_ms / 1000:.1f} s", style="default"
     )
-    if result.reason:
-        text.append(f"\n{printable(result.reason)}", style="default")
     return text
 
 
@@ -114,14 +124,19 @@ def _print_patch(console: Console, result: RunResult) -> None:
         console.print(Text("no patch: the changes could not be read", style="red"))
         return
     console.print(Text(f"\nPatch: {_files(result.patch.files)} changed, {result.patch.path}", style="bold"))
-    lines = Path(result.patch.path).read_bytes().decode("utf-8", "replace").splitlines()
+    lines = Path(result.patch.path).read_bytes().decode("utf-8", "replace").split("\n")
+    if not lines[-1]:
+        lines.pop()
     for line in lines[:PATCH_LINES]:
         style = "green" if line.startswith("+") else "red" if line.startswith("-") else ""
-        console.print(Text("  " + printable(line.expandtabs()), style=style))
+        # Neither a carriage return in it nor its length may begin a line that the patch does not have.
+        text = Text("  " + printable(line.expandtabs()), style=style)
+        text.truncate(console.width, overflow="ellipsis")
+        console.print(text)
     if len(lines) > PATCH_LINES:
         console.print(f"  … {len(lines) - PATCH_LINES} more lines")
     for withheld in result.patch.withheld:
-        console.print(Text(f"  withheld {printable(withheld)}", style="yellow"))
+        console.print(_hanging("  withheld", withheld, style="yellow"))
 
 
 def _files(count: int) -> str:

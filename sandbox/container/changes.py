@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sandbox.container.beneath import list_directory, open_beneath, opened
 from sandbox.container.survey import manifest_record
@@ -37,6 +38,9 @@ _HOOKS_SHOWN = 5
 _CHANGED_MEANWHILE = "it changed on the host after the session began; copy it from the session by hand"
 
 
+Weight = Literal["alarming", "plain", "routine"]
+
+
 @dataclass(frozen=True)
 class Withheld:
     """A change that is not in the patch."""
@@ -44,6 +48,8 @@ class Withheld:
     path: bytes
     """Relative to the workspace; everything beneath it is withheld too."""
     reason: str
+    weight: Weight = "plain"
+    """``alarming``: a hidden path or a repository's own folder. ``routine``: what is ignored or empty."""
 
     @property
     def shown(self) -> str:
@@ -185,7 +191,7 @@ class _Comparison:
         self.result.changes.sort(key=lambda change: change.path)
         self._withhold_obstructed()
         for path in self.refused:
-            self._withhold(path, _GIT_FOLDER + self._changed_hooks(path))
+            self._withhold(path, _GIT_FOLDER + self._changed_hooks(path), "alarming")
         self.result.withheld.sort(key=lambda item: item.path)
         return self.result
 
@@ -194,7 +200,9 @@ class _Comparison:
         for top, paths in find_ignored(added).items():
             count = len(paths)
             self._withhold(
-                top, f"the project's .gitignore leaves it out ({count} new file{'s' * (count > 1)})"
+                top,
+                f"the project's .gitignore leaves it out ({count} new file{'s' * (count > 1)})",
+                "routine",
             )
             for path in paths:
                 del self.after[path]
@@ -229,7 +237,7 @@ class _Comparison:
                 if name in hidden:
                     # A whiteout there only says that the task removed what it had made itself.
                     if not _is_whiteout(entry):
-                        self._withhold(child, f"the policy hides it with {hidden[name]!r}")
+                        self._withhold(child, f"the policy hides it with {hidden[name]!r}", "alarming")
                 elif len(child) > PATH_MAX:
                     self._withhold(child[:200] + b"...", "its path is longer than a patch can name")
                 elif is_refused_by_git(name):
@@ -264,7 +272,7 @@ class _Comparison:
         if (record := self.manifest.get(path)) is not None and not _is_directory(record):
             self.replaced.append(path)
         elif record is None and not self._has_entries(path):
-            self._withhold(path, "git carries no empty folder")
+            self._withhold(path, "git carries no empty folder", "routine")
 
     def _has_entries(self, path: bytes) -> bool:
         return bool(list_directory(self.upper, path))
@@ -377,8 +385,8 @@ class _Comparison:
         self.bytes_left -= len(content)
         return content
 
-    def _withhold(self, path: bytes, reason: str) -> None:
-        self.result.withheld.append(Withheld(path, reason))
+    def _withhold(self, path: bytes, reason: str, weight: Weight = "plain") -> None:
+        self.result.withheld.append(Withheld(path, reason, weight))
 
 
 class _CannotCarry(Exception):

@@ -42,6 +42,8 @@ HOST_EXECUTION: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_AGENT, (".mcp.json", "mcp.json", ".claude", ".cursor", ".gemini", ".codex", ".windsurf", ".continue")),
     (_AGENT, (".aider*", ".roo", ".roomodes", ".cline*", ".kiro", ".amazonq", ".opencode", "opencode.json*")),
     (_AGENT, (".cursorrules", ".windsurfrules", ".goosehints", "CLAUDE.md", "CLAUDE.local.md", "AGENTS.md")),
+    (_AGENT, (".agents", ".agent", ".junie", ".qwen", ".trae", ".augment*", ".crush.json", "crush.json")),
+    (_AGENT, ("**/.github/prompts", "**/.github/agents", "**/.github/chatmodes", "**/.github/hooks")),
     (_AGENT, ("AGENT.md", "GEMINI.md", "**/.github/copilot-instructions.md", "**/.github/instructions")),
     (
         _EDITOR,
@@ -53,6 +55,7 @@ HOST_EXECUTION: tuple[tuple[str, tuple[str, ...]], ...] = (
         (".dir-locals*.el", ".emacs", ".emacs.d", ".projectile", ".devcontainer", ".devcontainer.json"),
     ),
     (_EDITOR, (".gitpod.y*ml", ".gitpod.Dockerfile", ".idx")),
+    (_EDITOR, (".helix", ".lazy.lua", ".nova", ".theia", ".replit", ".codesandbox", ".stackblitzrc")),
     (_SHELL, (".envrc", ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases")),
     (_SHELL, (".profile", ".zshrc", ".zshenv", ".zprofile", ".zlogin", ".zlogout", ".kshrc", ".mkshrc")),
     (_SHELL, (".cshrc", ".tcshrc", ".login", ".logout", "**/.config/fish", ".xonshrc", ".autoenv*")),

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox import __version__
+from sandbox.container.changes import Withheld
 from sandbox.container.patch import ExportedPatch, export_patch
 from sandbox.container.workspace import release_workspace
 from sandbox.errors import AgentRunnerError
@@ -125,10 +126,15 @@ async def _export(session: OpenSession) -> ExportedPatch:
     return patch
 
 
+def _importance(item: Withheld) -> tuple[int, int, bytes]:
+    """Order by what a reviewer must not miss: a task can make any number of withheld paths."""
+    return ("alarming", "plain", "routine").index(item.weight), item.path.count(b"/"), item.path
+
+
 def _withheld(patch: ExportedPatch) -> list[str]:
     lines = [
         excerpt(f"{os.fsdecode(item.path).encode('utf-8', 'replace').decode()}: {item.reason}")
-        for item in patch.withheld
+        for item in sorted(patch.withheld, key=_importance)
     ]
     if len(lines) > MAX_WITHHELD:
         return [*lines[:MAX_WITHHELD], f"… and {len(lines) - MAX_WITHHELD} more"]
