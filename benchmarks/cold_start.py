@@ -19,7 +19,7 @@ from benchmarks.sessions import benchmark_plan, small_workspace
 from sandbox.container.docker import DockerRuntime
 from sandbox.container.runtime import ContainerStream, EngineFacts
 from sandbox.container.spec import ContainerSpec
-from sandbox.container.workspace import prepare_workspace
+from sandbox.container.workspace.prepare import prepare_workspace
 from sandbox.events import ContainerStarted
 from sandbox.provenance.ledger import Entry
 from sandbox.session import opening

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sandbox.container.reaper import current_owner
 from sandbox.container.spec import LABEL_OWNER
-from sandbox.container.workspace import release_workspace
+from sandbox.container.workspace.prepare import release_workspace
 
 PEER_SECONDS = 120
 """Longest wait for one command of a peer."""

@@ -17,7 +17,7 @@ from benchmarks.place import Place, time_long_command
 from benchmarks.report import Findings, Row, Target
 from benchmarks.sessions import benchmark_plan, opened_session
 from sandbox.container.docker import DockerRuntime
-from sandbox.container.workspace import prepare_workspace, release_workspace
+from sandbox.container.workspace.prepare import prepare_workspace, release_workspace
 from sandbox.guest.messages import Listing
 from sandbox.policy.paths import DenyPatterns
 

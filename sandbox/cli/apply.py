@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from sandbox.container.apply import ApplyReport
+    from sandbox.container.patch.apply import ApplyReport
     from sandbox.digest import Digest
 
 RESULT_NAME = "result.json"
@@ -41,7 +41,7 @@ def command(session: str, workspace: Path | None, allow_executable_paths: bool, 
     Exit code 0: applied (with --check: it would be). 2: wrong usage. 3: refused or does not fit, and
     nothing was changed.
     """
-    from sandbox.container.apply import apply_patch
+    from sandbox.container.patch.apply import apply_patch
     from sandbox.errors import AgentRunnerError, PolicyError
     from sandbox.provenance.store import find_session
     from sandbox.resources import state_directory

@@ -38,7 +38,7 @@ def command(output: str) -> None:
 async def _collect() -> ReapReport:
     from sandbox.container.docker import DockerRuntime
     from sandbox.container.reaper import reap
-    from sandbox.container.workspace import release_workspace
+    from sandbox.container.workspace.prepare import release_workspace
     from sandbox.resources import state_directory
 
     runtime = DockerRuntime()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sandbox.errors import PolicyError
-from sandbox.policy.commands import decide_command
+from sandbox.policy.commands.line import decide_command
 from sandbox.policy.decide import Decision, allow, deny
 from sandbox.policy.hosts import Refusal, decide_egress, invalid_patterns, parse_authority
 from sandbox.policy.model import NetworkPolicy, Policy, PolicyTest

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sandbox.policy.model import MIB, HostEntry, Policy
-from sandbox.policy.paths import DenyPatterns
-from sandbox.policy.programs import (
+from sandbox.policy.commands.programs import (
     EQUIVALENTS,
     HARMLESS_BUILTINS,
     LAUNCHERS,
@@ -20,6 +18,8 @@ from sandbox.policy.programs import (
     REFUSED_BUILTINS,
     SHELLS,
 )
+from sandbox.policy.model import MIB, HostEntry, Policy
+from sandbox.policy.paths import DenyPatterns
 
 Severity = Literal["error", "warning", "info"]
 

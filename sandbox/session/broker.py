@@ -19,7 +19,7 @@ from sandbox.events import (
     excerpt,
 )
 from sandbox.guest.channel import GuestChannel
-from sandbox.policy.commands import decide_command
+from sandbox.policy.commands.line import decide_command
 from sandbox.policy.decide import Decision, allow, confirm, deny, strictest
 from sandbox.policy.model import Policy
 from sandbox.policy.paths import decide_path

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox import __version__
-from sandbox.container.changes import Withheld
-from sandbox.container.patch import ExportedPatch, export_patch
-from sandbox.container.workspace import release_workspace
+from sandbox.container.patch.changes import Withheld
+from sandbox.container.patch.export import ExportedPatch, export_patch
+from sandbox.container.workspace.prepare import release_workspace
 from sandbox.errors import AgentRunnerError
 from sandbox.events import PatchExported, SessionEnded, excerpt
 from sandbox.policy.paths import DenyPatterns

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
-from sandbox.container.patch import require_git
+from sandbox.container.patch.export import require_git
 from sandbox.container.preflight import check_host, lost_controls
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
@@ -28,7 +28,7 @@ from sandbox.container.spec import (
     SessionPlaces,
     compile_spec,
 )
-from sandbox.container.workspace import (
+from sandbox.container.workspace.prepare import (
     PreparedWorkspace,
     describe_workspace,
     prepare_workspace,
@@ -114,7 +114,7 @@ async def open_session(
     policy, clock, meter = plan.policy, time.monotonic(), Meter(plan.limits)
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
-    _relays(plan)
+    _relays(plan)  # more names than the guest has room for are refused before anything is made
     seccomp = load_seccomp(policy.seccomp, plan.policy_source)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)

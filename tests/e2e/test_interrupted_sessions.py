@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from sandbox.container import workspace as workspace_module
 from sandbox.container.docker import DockerRuntime
 from sandbox.container.reaper import ReapReport, reap
-from sandbox.container.workspace import release_workspace
+from sandbox.container.workspace import prepare as workspace_module
+from sandbox.container.workspace.prepare import release_workspace
 from sandbox.errors import EngineError, WorkspaceError
 from sandbox.provenance.owner import OWNER_NAME
 from sandbox.session import closing
@@ -147,13 +147,13 @@ async def test_a_step_of_closing_that_fails_in_an_unknown_way_stops_no_other(
 
 OPENING = [
     "sandbox.session.opening:create_session_directory",
-    "sandbox.container.workspace:_make_mask",
-    "sandbox.container.workspace:_make_lower",
+    "sandbox.container.workspace.prepare:_make_mask",
+    "sandbox.container.workspace.prepare:_make_lower",
     "sandbox.session.opening:Ledger.create",
     "sandbox.egress.gateway:_bind",
     "docker:APIClient.create_volume",
     "docker:APIClient.create_container",
-    "sandbox.container.workspace:PreparedWorkspace.wait_base_tree",
+    "sandbox.container.workspace.prepare:PreparedWorkspace.wait_base_tree",
     "sandbox.session.recorder:Recorder.record",
     "docker:APIClient.start",
 ]
@@ -162,8 +162,8 @@ CLOSING = [
     "docker:APIClient.remove_volume",
     "sandbox.session.closing:export_patch",
     "sandbox.session.closing:seal_session",
-    "sandbox.container.workspace:unmount_beneath",
-    "sandbox.container.workspace:_remove_lower",
+    "sandbox.container.workspace.prepare:unmount_beneath",
+    "sandbox.container.workspace.prepare:_remove_lower",
     "sandbox.session.closing:release_workspace",
 ]
 
@@ -171,7 +171,7 @@ CLOSING = [
 # What a step has made is not known to anybody yet when it is over: these are the ones that make something.
 AFTER = [
     "sandbox.session.opening:create_session_directory",
-    "sandbox.container.workspace:_make_lower",
+    "sandbox.container.workspace.prepare:_make_lower",
     "docker:APIClient.create_volume",
     "docker:APIClient.create_container",
     "docker:APIClient.start",

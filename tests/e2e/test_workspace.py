@@ -21,10 +21,10 @@ from typing import TypeVar
 
 import pytest
 
-from sandbox.container.apply import apply_patch
-from sandbox.container.mounts import list_mounts_beneath
-from sandbox.container.patch import ExportedPatch, export_patch
-from sandbox.container.workspace import PreparedWorkspace, prepare_workspace, release_workspace
+from sandbox.container.patch.apply import apply_patch
+from sandbox.container.patch.export import ExportedPatch, export_patch
+from sandbox.container.workspace.mounts import list_mounts_beneath
+from sandbox.container.workspace.prepare import PreparedWorkspace, prepare_workspace, release_workspace
 from sandbox.errors import WorkspaceError
 from sandbox.policy.paths import DenyPatterns
 

@@ -284,7 +284,7 @@ def test_a_swap_of_the_workspace_after_the_check_is_not_followed(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was checked is written, wherever its name leads by then."""
-    import sandbox.container.apply as applying
+    import sandbox.container.patch.apply as applying
 
     world.record()
     moved, target = tmp_path / "moved", tmp_path / "target"

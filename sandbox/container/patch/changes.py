@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sandbox.container.beneath import list_directory, open_beneath, opened
-from sandbox.container.survey import manifest_record
+from sandbox.container.workspace.beneath import list_directory, open_beneath, opened
+from sandbox.container.workspace.survey import manifest_record
 from sandbox.errors import WorkspaceError
 from sandbox.policy.paths import PATH_MAX, DenyPatterns
 

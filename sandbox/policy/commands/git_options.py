@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from sandbox.policy.payload import Payload, Refused, Words, dynamic
-from sandbox.policy.programs import names
-from sandbox.policy.shell import Word
+from sandbox.policy.commands.payload import Payload, Refused, Words, dynamic
+from sandbox.policy.commands.programs import names
+from sandbox.policy.commands.shell import Word
 
 SAFE_SETTINGS = re.compile(
     r"user\.(name|email)|author\.(name|email)|committer\.(name|email)|color\..*|column\..*|advice\..*|log\..*"

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sandbox.container.mounts import list_mounts_beneath
+from sandbox.container.workspace.mounts import list_mounts_beneath
 from sandbox.errors import WorkspaceError
 from sandbox.policy.paths import DenyPatterns
 

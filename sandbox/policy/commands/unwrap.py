@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandbox.policy.exec_options import judge_exec_options, judge_make
-from sandbox.policy.git_options import judge_git
-from sandbox.policy.payload import UNKNOWN, Payload, Refused, Unwrapped, Words, dynamic
-from sandbox.policy.programs import LOADER, OTHER_SHELLS, REFUSED_BUILTINS, SHELLS, names
-from sandbox.policy.shell import Assignment, Word
+from sandbox.policy.commands.exec_options import judge_exec_options, judge_make
+from sandbox.policy.commands.git_options import judge_git
+from sandbox.policy.commands.payload import UNKNOWN, Payload, Refused, Unwrapped, Words, dynamic
+from sandbox.policy.commands.programs import LOADER, OTHER_SHELLS, REFUSED_BUILTINS, SHELLS, names
+from sandbox.policy.commands.shell import Assignment, Word
 
 
 def unwrap(name: str, arguments: Words) -> Unwrapped:

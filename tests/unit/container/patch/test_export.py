@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.container.apply import apply_patch
-from sandbox.container.changes import is_refused_by_git
-from sandbox.container.patch import ExportedPatch, export_patch
-from sandbox.container.patchtext import find_hazard, split_patch
-from sandbox.container.workspace import prepare_workspace, release_workspace
+from sandbox.container.patch.apply import apply_patch
+from sandbox.container.patch.changes import is_refused_by_git
+from sandbox.container.patch.export import ExportedPatch, export_patch
+from sandbox.container.patch.text import find_hazard, split_patch
+from sandbox.container.workspace.prepare import prepare_workspace, release_workspace
 from sandbox.digest import Digest
 from sandbox.errors import HostError, StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
@@ -286,7 +286,7 @@ def test_a_link_that_only_looks_a_little_like_it_is_carried(session: Session, na
 def test_what_a_full_patch_lacks_is_the_large_and_new(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sandbox.container.changes.TOTAL_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.container.patch.changes.TOTAL_BYTES_MAX", 1000)
     session.write(b"aaa/large", b"x" * 900)
     session.write(b"small", b"x" * 100)
     session.write(b"src/main.py", b"print(2)\n")
@@ -531,7 +531,7 @@ def test_a_terabyte_of_nothing_is_withheld(session: Session) -> None:
 
 
 def test_what_exceeds_the_whole_patch_is_withheld(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.container.changes.TOTAL_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.container.patch.changes.TOTAL_BYTES_MAX", 1000)
     session.write(b"a", b"a" * 600)
     session.write(b"b", b"b" * 600)
     session.write(b"c", b"c" * 300)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sandbox.policy.commands import decide_command
+from sandbox.policy.commands.line import decide_command
 from sandbox.policy.model import ShellPolicy
 
 SHELL = ShellPolicy(

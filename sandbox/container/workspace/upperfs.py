@@ -10,8 +10,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from sandbox.container.beneath import opened_root
-from sandbox.container.mounts import find_filesystem
+from sandbox.container.workspace.beneath import opened_root
+from sandbox.container.workspace.mounts import find_filesystem
 from sandbox.errors import StateError
 
 # Overlayfs refuses an upper layer on any filesystem that revalidates names (remote ones, FUSE, another

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from sandbox.policy.shell import Word
+from sandbox.policy.commands.shell import Word
 
 _REFUSED = re.compile(
     r"PATH|BASH_ENV|ENV|SHELL|SHELLOPTS|BASHOPTS|BASH_.*|PS[0-4]|PROMPT_COMMAND|CDPATH|FPATH|ZDOTDIR|POSIXLY_CORRECT"

@@ -12,10 +12,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.container.beneath import open_beneath, opened_root
-from sandbox.container.changes import find_obstacle
-from sandbox.container.patch import ChangedFile, git_environment, require_git
-from sandbox.container.patchtext import Section, split_patch
+from sandbox.container.patch.changes import find_obstacle
+from sandbox.container.patch.export import ChangedFile, git_environment, require_git
+from sandbox.container.patch.text import Section, split_patch
+from sandbox.container.workspace.beneath import open_beneath, opened_root
 from sandbox.digest import Digest, digest_bytes
 from sandbox.errors import WorkspaceError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sandbox.policy.shell import Assignment, Word
+from sandbox.policy.commands.shell import Assignment, Word
 
 Words = Sequence[Word]
 """The words after a program's name."""

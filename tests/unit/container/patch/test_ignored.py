@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.container.patch import export_patch
-from sandbox.container.workspace import prepare_workspace, release_workspace
+from sandbox.container.patch.export import export_patch
+from sandbox.container.workspace.prepare import prepare_workspace, release_workspace
 from sandbox.policy.paths import DenyPatterns
 
 PATTERNS = DenyPatterns(["**/.env*", "**/secrets/**"])
@@ -205,7 +205,7 @@ def test_more_answers_than_a_pipe_holds_do_not_block(project: Project) -> None:
 
 
 def test_ignored_files_do_not_fill_the_patch_up(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.container.changes.TOTAL_BYTES_MAX", 1000)
+    monkeypatch.setattr("sandbox.container.patch.changes.TOTAL_BYTES_MAX", 1000)
     project.start({b".gitignore": b"build/\n", b"src": b"1\n"})
     project.write(b"build/large", b"x" * 900)
     project.write(b"src", b"x" * 600)

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 
-from sandbox.container.beneath import opened
+from sandbox.container.workspace.beneath import opened
 
 IGNORE_FILE = b".gitignore"
 IGNORE_BYTES_MAX = 1024 * 1024

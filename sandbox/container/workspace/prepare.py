@@ -21,13 +21,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.container.beneath import opened, opened_root, remove_beneath
-from sandbox.container.hidden import Hidden, find_hidden
-from sandbox.container.idmap import Exchange, mount_exchanged
-from sandbox.container.mounts import find_filesystem, unmount_beneath
 from sandbox.container.spec import OverlayVolume
-from sandbox.container.survey import BaseTree, Identity, survey_workspace
-from sandbox.container.upperfs import check_upper_filesystem
+from sandbox.container.workspace.beneath import opened, opened_root, remove_beneath
+from sandbox.container.workspace.hidden import Hidden, find_hidden
+from sandbox.container.workspace.idmap import Exchange, mount_exchanged
+from sandbox.container.workspace.mounts import find_filesystem, unmount_beneath
+from sandbox.container.workspace.survey import BaseTree, Identity, survey_workspace
+from sandbox.container.workspace.upperfs import check_upper_filesystem
 from sandbox.errors import StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.container.idmap import Exchange
-from sandbox.container.mounts import list_mounts_beneath
-from sandbox.container.survey import leaves_workspace, read_manifest
-from sandbox.container.workspace import (
+from sandbox.container.workspace.idmap import Exchange
+from sandbox.container.workspace.mounts import list_mounts_beneath
+from sandbox.container.workspace.prepare import (
     SANDBOX_UID,
     PreparedWorkspace,
     check_workspace,
@@ -27,6 +26,7 @@ from sandbox.container.workspace import (
     prepare_workspace,
     release_workspace,
 )
+from sandbox.container.workspace.survey import leaves_workspace, read_manifest
 from sandbox.digest import blake3_hex
 from sandbox.errors import StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
@@ -373,7 +373,7 @@ def test_without_the_unmount_the_users_files_are_in_reach_and_still_survive(
     assert (session / "upper" / "in" / "src" / "main.py").exists()  # the control: it is in reach
     before = snapshot(workspace)
     with monkeypatch.context() as patched:
-        patched.setattr("sandbox.container.workspace.unmount_beneath", lambda directory: None)
+        patched.setattr("sandbox.container.workspace.prepare.unmount_beneath", lambda directory: None)
         with pytest.raises(WorkspaceError):
             release_workspace(session)
     assert snapshot(workspace) == before
@@ -426,7 +426,7 @@ def test_a_session_directory_behind_a_symlink_is_not_entered(workspace: Path, se
 _PREPARE = """
 import os, signal, sys
 from pathlib import Path
-import sandbox.container.workspace as module
+import sandbox.container.workspace.prepare as module
 from sandbox.policy.paths import DenyPatterns
 step = sys.argv[3]
 if step != "end":
@@ -455,7 +455,7 @@ def test_a_failure_halfway_leaves_nothing(
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device", "lower")
 
-    monkeypatch.setattr("sandbox.container.workspace._start_survey", fail)
+    monkeypatch.setattr("sandbox.container.workspace.prepare._start_survey", fail)
     with pytest.raises(StateError, match="No space left"):
         prepare_workspace(workspace, SECRETS, session)
     assert not list(session.iterdir())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from sandbox.policy.payload import Payload, Refused, Unwrapped, Words, dynamic
+from sandbox.policy.commands.payload import Payload, Refused, Unwrapped, Words, dynamic
 
 EXEC_OPTIONS: dict[str, tuple[frozenset[str], str]] = {
     "tar": (

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-from sandbox.container.hidden import and_more, show, unlistable
-from sandbox.container.idmap import Exchange
+from sandbox.container.workspace.hidden import and_more, show, unlistable
+from sandbox.container.workspace.idmap import Exchange
 from sandbox.digest import blake3_hex
 from sandbox.errors import WorkspaceError
 

@@ -31,18 +31,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sandbox.policy.decide import Decision, allow, confirm, deny, strictest
-from sandbox.policy.environment import refused_variable
-from sandbox.policy.model import ShellPolicy
-from sandbox.policy.payload import Refused
-from sandbox.policy.programs import (
+from sandbox.policy.commands.environment import refused_variable
+from sandbox.policy.commands.payload import Refused
+from sandbox.policy.commands.programs import (
     HARMLESS_BUILTINS,
     NAMING_BUILTINS,
     RESERVED_WORDS,
     STANDARD_DIRECTORIES,
 )
-from sandbox.policy.shell import Assignment, Command, Line, Unreadable, Word, read_line
-from sandbox.policy.unwrap import unwrap
+from sandbox.policy.commands.shell import Assignment, Command, Line, Unreadable, Word, read_line
+from sandbox.policy.commands.unwrap import unwrap
+from sandbox.policy.decide import Decision, allow, confirm, deny, strictest
+from sandbox.policy.model import ShellPolicy
 
 MAX_COMMANDS = 500
 MAX_NESTING = 8

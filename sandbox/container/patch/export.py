@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sandbox.container.beneath import opened, opened_root, remove_beneath
-from sandbox.container.changes import Change, Version, Withheld, find_changes
-from sandbox.container.ignored import find_ignored
-from sandbox.container.patchtext import Kind, Section, split_patch
-from sandbox.container.survey import read_manifest
-from sandbox.container.workspace import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
+from sandbox.container.patch.changes import Change, Version, Withheld, find_changes
+from sandbox.container.patch.ignored import find_ignored
+from sandbox.container.patch.text import Kind, Section, split_patch
+from sandbox.container.workspace.beneath import opened, opened_root, remove_beneath
+from sandbox.container.workspace.prepare import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
+from sandbox.container.workspace.survey import read_manifest
 from sandbox.digest import Digest, digest_bytes
 from sandbox.errors import HostError, StateError, WorkspaceError
 from sandbox.policy.paths import DenyPatterns
