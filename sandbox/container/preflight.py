@@ -15,10 +15,11 @@ OLDEST_ENGINE = (20, 10)
 """The first with private cgroup namespaces (API 1.41)."""
 
 LOST_WITH_RUNSC = (
-    "seccomp profile: gVisor ignores Docker's seccomp profiles; its own kernel takes the system calls",
-    "kernel verification: what is in force inside gVisor cannot be read on the host",
-    "Landlock: gVisor has none",
+    "gVisor ignores the seccomp profile",
+    "gVisor has no Landlock, which keeps commands from the guest",
+    "what is in force inside gVisor cannot be read on the host",
 )
+"""Why gVisor is refused: each of these is a control that every policy asks for."""
 
 
 def check_host(policy: Policy, facts: EngineFacts) -> None:
@@ -32,11 +33,6 @@ def check_host(policy: Policy, facts: EngineFacts) -> None:
     first, *more = problems
     count = f" ({len(problems)} reasons)" if more else ""
     raise EngineError("\n".join([f"cannot run profile {policy.name}{count}: {first}", *more]))
-
-
-def lost_controls(policy: Policy) -> tuple[str, ...]:
-    """Name the controls that the policy's runtime does not give; the result and the operator are told."""
-    return LOST_WITH_RUNSC if policy.runtime == "runsc" else ()
 
 
 def _engine_problems(policy: Policy, facts: EngineFacts) -> list[str]:
@@ -67,6 +63,8 @@ def _engine_problems(policy: Policy, facts: EngineFacts) -> list[str]:
 def _policy_problems(policy: Policy) -> list[str]:
     """What this version does not enforce yet is refused, not ignored."""
     problems = []
+    if policy.runtime == "runsc":
+        problems.append(f"runtime runsc: {'; '.join(LOST_WITH_RUNSC)}; use runtime: runc")
     if policy.shell.mode == "closed":
         problems.append("shell.mode: closed is not enforced by this version; use shell.mode: open")
     for entry in policy.network.allowlist:

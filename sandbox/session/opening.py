@@ -15,7 +15,7 @@ from typing import Protocol
 from sandbox.budget import Meter
 from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.patch.export import require_git
-from sandbox.container.preflight import check_host, lost_controls
+from sandbox.container.preflight import check_host
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
@@ -150,7 +150,7 @@ async def open_session(
         await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
-    warnings = [*lost_controls(policy), *workspace.warnings, *reaped.problems]
+    warnings = [*workspace.warnings, *reaped.problems]
     return OpenSession(
         plan=plan,
         runtime=runtime,

@@ -43,6 +43,8 @@ class Runner:
             if not name.startswith(("ANTHROPIC", "OLLAMA", "AGENT_RUNNER", "HTTP", "http"))
         }
         self.env["AGENT_RUNNER_STATE"] = str(self.state)
+        # This tree's package, also where another checkout's is the installed one.
+        self.env["PYTHONPATH"] = str(DEMO.parents[2])
 
     def argv(self, *arguments: str | Path) -> list[str]:
         return [sys.executable, "-m", "sandbox.cli.main", *map(str, arguments)]

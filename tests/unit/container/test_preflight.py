@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.container.preflight import check_host, lost_controls
+from sandbox.container.preflight import check_host
 from sandbox.container.runtime import EngineFacts
 from sandbox.errors import EngineError
 from sandbox.policy.model import HostEntry, Injection, NetworkPolicy, Policy, RequestRule, ShellPolicy
@@ -81,9 +81,8 @@ def test_all_reasons_are_told_at_once_and_the_first_line_is_short() -> None:
     assert len(first) < 200
 
 
-def test_a_runtime_with_fewer_controls_says_which() -> None:
-    assert lost_controls(Policy(name="p")) == ()
-    check_host(Policy(name="p", runtime="runsc"), replace(GOOD, runtimes=("runc", "runsc")))
-    assert any(
-        line.startswith("seccomp profile") for line in lost_controls(Policy(name="p", runtime="runsc"))
-    )
+def test_a_runtime_with_fewer_controls_is_refused_and_says_which() -> None:
+    facts = replace(GOOD, runtimes=("runc", "runsc"))
+    check_host(Policy(name="p"), facts)
+    with pytest.raises(EngineError, match="runsc: gVisor ignores the seccomp profile"):
+        check_host(Policy(name="p", runtime="runsc"), facts)
