@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -117,8 +118,10 @@ static _Noreturn void become_command(const struct guest *guest, int cwd, int in,
     if (setrlimit(RLIMIT_CORE, &none) < 0 || setrlimit(RLIMIT_NOFILE, &guest->nofile) < 0)
         give_up(exec_fd, "setrlimit");
     umask(022);
+    /* By the system call: libc keeps 32 and 33 to itself, and whoever started the engine may have ignored them. */
+    const unsigned long by_default[4] = {0}; /* SIG_DFL, no flags, no mask, as the kernel lays it out */
     for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL); /* EINVAL for those that cannot be set, which are as they should be. */
+        syscall(SYS_rt_sigaction, number, by_default, NULL, sizeof(uint64_t)); /* EINVAL: KILL and STOP */
     sigset_t nothing;
     sigemptyset(&nothing);
     if (sigprocmask(SIG_SETMASK, &nothing, NULL) < 0)
