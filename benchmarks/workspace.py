@@ -1,8 +1,8 @@
 """A workspace of 100,000 files: prepared for the engine, and seen in a running container, against ``cp -a``.
 
-``prepare_workspace`` is everything the host does before the engine mounts: checks, the walk with its
-digest, the mask, the id-mapped mount when run as root. The second figure opens a whole session on the same
-tree, until its guest has listed it.
+``prepare_workspace`` is everything the host does before the engine mounts: checks, the walk, the mask, the
+id-mapped mount when run as root. The digest of the tree is taken beside the engine's work: it is in the
+second figure, which opens a whole session on the same tree, until its guest has listed it.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ async def measure(place: Place) -> Findings:
             Row("… and mounted in a started container", series.times("mounted"), "cp -a", copies),
         ),
         notes=(
-            "workspace: the first row is prepare_workspace (checks, walk, digest, mask, id-mapped mount), "
-            "the second a whole session opened on the same tree until its guest listed the top. The tree is "
-            "in the page cache and nothing waits to be written when a side begins.",
+            "workspace: the first row is prepare_workspace (checks, walk, mask, id-mapped mount), "
+            "the second a whole session opened on the same tree, its digest taken, until its guest listed the "
+            "top. The tree is in the page cache and nothing waits to be written when a side begins.",
         ),
     )
 
