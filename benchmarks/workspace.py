@@ -78,8 +78,8 @@ async def measure(place: Place) -> Findings:
         ),
         notes=(
             "workspace: the first row is prepare_workspace (checks, walk, mask, id-mapped mount), "
-            "the second a whole session opened on the same tree, its digest taken, until its guest listed the "
-            "top. The tree is in the page cache and nothing waits to be written when a side begins.",
+            "the second a whole session opened on the same tree, its digest taken, until its guest listed "
+            "the top. The tree is in the page cache and nothing waits to be written when a side begins.",
         ),
     )
 
