@@ -34,6 +34,8 @@ _INDIRECT = frozenset(
     f"{space}.overlay.{mark}" for space in ("user", "trusted") for mark in ("redirect", "metacopy")
 )
 _GIT_FOLDER = "git takes no patch to a repository's own folder"
+_DRAFT = re.compile(rb"\.agent-runner-[0-9a-f]{16}\.tmp")
+"""What images/guest/files.c writes before it renames; a killed write leaves it."""
 _HOOKS_SHOWN = 5
 _CHANGED_MEANWHILE = "it changed on the host after the session began; copy it from the session by hand"
 
@@ -245,6 +247,8 @@ class _Comparison:
                 elif stat.S_ISDIR(entry.st_mode):
                     pending.append(child)
                     self._enter_directory(child)
+                elif _DRAFT.fullmatch(name) and stat.S_ISREG(entry.st_mode) and child not in self.manifest:
+                    self._withhold(child, "a write of the sandbox that was cut off")
                 else:
                     self._read_entry(child, entry)
 

@@ -23,6 +23,8 @@ _RESOLVE_BENEATH = 0x08
 
 _MAX_DEPTH = 32
 """Open directories at once while removing; the default limit of open files is 1024."""
+ASIDE_PREFIX = b".removing-"
+"""Names of the deep parts of a tree that are being removed."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -145,7 +147,7 @@ def _set_aside(parent: int, name: bytes, top: int, aside: list[bytes]) -> None:
     with opened(name, os.O_DIRECTORY | os.O_PATH, directory=parent) as handle:
         if os.fstat(handle).st_mode & 0o700 != 0o700:
             _grant_owner(handle)  # moving a directory writes its ".." entry
-    fresh = b".removing-" + secrets.token_hex(8).encode()
+    fresh = ASIDE_PREFIX + secrets.token_hex(8).encode()
     os.rename(name, fresh, src_dir_fd=parent, dst_dir_fd=top)
     aside.append(fresh)
 

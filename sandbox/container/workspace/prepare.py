@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.container.spec import OverlayVolume
-from sandbox.container.workspace.beneath import opened, opened_root, remove_beneath
+from sandbox.container.workspace.beneath import ASIDE_PREFIX, opened, opened_root, remove_beneath
 from sandbox.container.workspace.hidden import Hidden, find_hidden
 from sandbox.container.workspace.idmap import Exchange, mount_exchanged
 from sandbox.container.workspace.mounts import find_filesystem, unmount_beneath
@@ -164,7 +164,9 @@ def release_workspace(session_directory: Path) -> None:
                 return
             unmount_beneath(os.readlink(b"/proc/self/fd/%d" % directory))
             _remove_lower(directory, session_directory)
-            for name in _OWNED:
+            # Deep folders are set aside under names of their own; a killed removal leaves some.
+            aside = [name for name in os.listdir(directory) if name.startswith(ASIDE_PREFIX.decode())]
+            for name in (*_OWNED, *aside):
                 remove_beneath(directory, os.fsencode(name))
             os.unlink(_MARKER, dir_fd=directory)
     except FileNotFoundError:

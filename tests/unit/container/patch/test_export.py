@@ -421,6 +421,14 @@ def test_an_opaque_mark_and_whiteouts_of_hidden_files_delete_nothing_hidden(sess
     assert b"SECRET" not in exported.path.read_bytes()
 
 
+def test_a_write_that_was_cut_off_is_withheld_and_its_lookalikes_are_not(session: Session) -> None:
+    session.write(b"src/.agent-runner-0123456789abcdef.tmp", b"half a li")
+    session.write(b"src/.agent-runner-0123456789abcdef.tmp.py", b"whole\n")
+    exported = session.export()
+    assert [file.path for file in exported.files] == [b"src/.agent-runner-0123456789abcdef.tmp.py"]
+    assert [item.path for item in exported.withheld] == [b"src/.agent-runner-0123456789abcdef.tmp"]
+
+
 def test_special_files_are_withheld(session: Session) -> None:
     os.mkfifo(session.upper + b"/fifo")
     if os.geteuid() == 0:

@@ -361,6 +361,14 @@ def test_release_removes_everything_but_the_users_files(workspace: Path, session
     release_workspace(session.parent / "never-existed")
 
 
+def test_release_removes_what_a_killed_removal_had_set_aside(workspace: Path, session: Path) -> None:
+    prepare_workspace(workspace, SECRETS, session)
+    (session / ".removing-0123456789abcdef" / "deep").mkdir(parents=True)
+    (session / "removing-of-somebody-else").mkdir()
+    release_workspace(session)
+    assert [path.name for path in session.iterdir()] == ["removing-of-somebody-else"]
+
+
 @needs_root
 def test_without_the_unmount_the_users_files_are_in_reach_and_still_survive(
     workspace: Path, session: Path, monkeypatch: pytest.MonkeyPatch
