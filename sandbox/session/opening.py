@@ -95,6 +95,11 @@ class OpenSession:
         """Wait until the container runs. Raises EngineError or GuestError when it does not."""
         return await asyncio.shield(self.started)
 
+    def check_started(self) -> None:
+        """Raise what kept the container from starting, once that is known; a run may never have used it."""
+        if self.started.done() and not self.started.cancelled():
+            self.started.result()
+
     async def state(self) -> ContainerState | None:
         """Return how the container stands, or None when the engine cannot say."""
         try:

@@ -81,7 +81,9 @@ async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
     limit_ms = opened.meter.limits["wall_ms"]
     try:
         async with asyncio.timeout(limit_ms / 1000) as clock:
-            return Ending("completed", "", await work(session))
+            summary = await work(session)
+            opened.check_started()
+            return Ending("completed", "", summary)
     except TimeoutError:
         if not clock.expired():
             return Ending("sandbox_failed", "an operation timed out")

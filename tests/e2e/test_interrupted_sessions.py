@@ -16,11 +16,14 @@ import pytest
 
 from sandbox.container.docker import DockerRuntime
 from sandbox.container.reaper import ReapReport, reap
+from sandbox.container.runtime import ContainerStream
 from sandbox.container.workspace import prepare as workspace_module
 from sandbox.container.workspace.prepare import release_workspace
 from sandbox.errors import EngineError, WorkspaceError
 from sandbox.provenance.owner import OWNER_NAME
 from sandbox.session import closing
+from sandbox.session.confirm import NobodyThere
+from sandbox.session.session import Session, run_session
 from tests.e2e.harness import engine_leftovers, mounts_beneath
 from tests.e2e.live_session import Live, shell
 
@@ -216,3 +219,33 @@ async def collect(live: Live) -> ReapReport:
         return await reap(runtime, live.state, release_workspace)
     finally:
         await runtime.close()
+
+
+@pytest.mark.parametrize("starts", [True, False])
+async def test_a_run_that_never_used_its_container_does_not_hide_that_it_could_not_start(
+    live: Live, starts: bool
+) -> None:
+    tried = asyncio.Event()
+
+    class Engine(DockerRuntime):
+        async def start(self, container_id: str) -> ContainerStream:
+            tried.set()
+            if starts:  # the control
+                return await super().start(container_id)
+            raise EngineError("cannot use the container: no seccomp filter")
+
+    async def finish_at_once(session: Session) -> str:
+        await tried.wait()
+        await asyncio.sleep(0.05)  # the task that started it notes how that went
+        return "done"
+
+    runtime = Engine()
+    try:
+        result = await run_session(
+            live.plan(), runtime, finish_at_once, state=live.state, confirmer=NobodyThere()
+        )
+    finally:
+        await runtime.close()
+    assert result.status == ("completed" if starts else "sandbox_failed")
+    assert ("no seccomp filter" in result.reason) is not starts
+    assert not engine_leftovers(result.session)
