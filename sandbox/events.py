@@ -145,12 +145,23 @@ class ConfirmationGiven(EventBase):
 
 
 class ExecObserved(EventBase):
-    """A program was started in the container."""
+    """A program was started, or was about to be, anywhere in a command's process tree.
+
+    Path and arguments are what the caller's memory held then: telemetry, never a decision.
+    """
 
     type: Literal["ExecObserved"] = "ExecObserved"
     action_id: str
     claimed_pid: int
+    claimed_parent: int = 0
+    """0: not known."""
+    claimed_path: str = ""
+    """As the caller wrote it; relative to a directory that is not recorded."""
     argv: list[str]
+    """At most 32 arguments, each cut to 256 characters."""
+    argv_is_cut: bool = False
+    verdict: Literal["allowed", "refused"] = "allowed"
+    """What the container does with that path: it runs, or the policy blocks it."""
 
 
 class ToolResult(EventBase):
@@ -169,6 +180,8 @@ class ToolResult(EventBase):
     cut_bytes: int = 0
     content_blake3: str | None = None
     excerpt: str = ""
+    execs_unrecorded: int = 0
+    """Programs started by it that have no ``ExecObserved`` of their own: there were too many."""
 
 
 class EgressConnection(EventBase):
@@ -188,6 +201,8 @@ class EgressConnection(EventBase):
     address: str | None = None
     method: str | None = None
     path: str | None = None
+    credential: str | None = None
+    """Where an injected credential came from (``${NAME}``), never its value."""
     bytes_up: int = 0
     bytes_down: int = 0
     peer_pid: int | None = None
@@ -219,6 +234,16 @@ class BreakerTripped(EventBase):
     limit: int
     value: int
     action: Literal["stop", "fallback", "steer"]
+
+
+class PolicyReloaded(EventBase):
+    """A changed policy was offered while the session ran; taken over as a whole, or not at all."""
+
+    type: Literal["PolicyReloaded"] = "PolicyReloaded"
+    accepted: bool
+    policy_blake3: str
+    """Of the policy in force afterwards."""
+    reason: str
 
 
 class PhaseStarted(EventBase):
@@ -264,6 +289,7 @@ Event = Annotated[
     | BudgetReserved
     | BudgetSettled
     | BreakerTripped
+    | PolicyReloaded
     | PhaseStarted
     | PatchExported
     | SessionEnded,

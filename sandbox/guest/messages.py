@@ -23,6 +23,33 @@ class Relay:
 
 
 @dataclass(frozen=True)
+class ExecRules:
+    """``shell.mode: closed`` for the kernel: absolute paths in the container, links resolved. D6
+
+    A directory stands for everything beneath it. What no list names can be neither read nor run.
+    """
+
+    executable: tuple[str, ...]
+    """Files that may be executed (and read); also the ELF interpreters they need."""
+    readable: tuple[str, ...]
+    """Files and directories that may be read."""
+    writable: tuple[str, ...]
+    """Directories in which files may be read, written, made and removed; executed only if listed as such."""
+
+
+@dataclass(frozen=True)
+class ExecSeen:
+    """One execve in a command's tree, as the guest read it from the caller's memory: a claim. D6"""
+
+    pid: int
+    parent: int
+    path: bytes
+    argv: tuple[bytes, ...]
+    is_cut: bool
+    """True when arguments were left out or cut."""
+
+
+@dataclass(frozen=True)
 class GuestConfig:
     """First message after the handshake; sent once."""
 
@@ -30,6 +57,10 @@ class GuestConfig:
     egress_socket: str | None = None
     """Path of the gateway's Unix socket inside the container; None: no relays may be given."""
     relays: tuple[Relay, ...] = ()
+    exec_rules: ExecRules | None = None
+    """None: everything in the image that is not masked may run."""
+    observe_execs: bool = True
+    """Report every execve of every command's tree. Where the kernel cannot, the guest does not start."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class RequestRule(Section):
     """Upper-case HTTP methods; at least one."""
     path: Text
     """A glob on the canonical path: ``*`` within a segment, ``**`` across segments."""
+    websocket: bool = False
+    """Whether a request it accepts may become a websocket; what that carries is not judged."""
 
 
 class HostEntry(Section):
@@ -78,9 +80,11 @@ class HostEntry(Section):
     """An exact name, ``*.name`` (one more label) or ``**.name`` (one or more labels)."""
     ports: Annotated[tuple[Port, ...], Strict(False)] = (443,)
     inspect: bool = False
-    """Terminate TLS and judge requests. Not available yet: refused when a session starts."""
+    """Terminate TLS with the session's own CA and judge each request. Needed for ``rules`` and ``inject``."""
     rules: Annotated[tuple[RequestRule, ...], Strict(False)] = ()
     """Empty means every request; given means these and nothing else."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Bytes that a session may exchange with each host of this entry, both directions; None: no own limit."""
 
 
 AllowedHost = Annotated[HostEntry, BeforeValidator(_as_entry, json_schema_input_type=Text | HostEntry)]
@@ -91,10 +95,16 @@ class Injection(Section):
     """A credential the gateway puts on requests to one host; its value never enters the container."""
 
     host: Text
+    """An exact name of the allowlist with ``inspect: true``."""
     header: Text
     value: Text
+    """``${NAME}`` stands for the controller's variable,
+    ``${file:/path}`` for the content of a file (less a last newline)."""
     mode: Literal["replace_always", "replace_placeholder"] = "replace_always"
-    placeholder: str | None = None
+    """``replace_always``: what the client sent in the header is dropped. ``replace_placeholder``: the value
+    takes the place of ``placeholder`` where the header holds it, and is not sent otherwise."""
+    placeholder: Text | None = None
+    """A decoy that the sandbox may know; seen anywhere but in its header, the request is refused."""
 
 
 class NetworkPolicy(Section):
@@ -110,6 +120,8 @@ class NetworkPolicy(Section):
     package_indexes: tuple[Literal["pip", "npm", "cargo", "apt"], ...] = ()
     """Clients whose own configured hosts are allowed, resolved when the session starts."""
     inject: tuple[Injection, ...] = ()
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Bytes that a session may exchange with all hosts together, both directions; None: no such limit."""
 
 
 class FilesystemPolicy(Section):
@@ -138,6 +150,9 @@ class ShellPolicy(Section):
     """For ``closed``: programs that an allowed binary needs, by binary."""
     workspace_exec: bool = True
     """Whether files in the workspace may be executed."""
+    wrapper: bool = False
+    """Whether ``sh`` and ``bash`` in the container are judged per command line, for an agent that runs
+    inside and starts its own shells. A refusal is guidance on stderr and exit code 126."""
 
 
 class RoutingPolicy(Section):
@@ -185,6 +200,10 @@ class Limits(Section):
     """A whole session."""
     command_seconds: Annotated[int, Field(ge=1, le=YEAR_SECONDS)] = 300
     """One command; its whole process tree is killed then."""
+    workspace_bytes: Annotated[int, Field(ge=16 * MIB)] = 4096 * MIB
+    """What a session may write to the workspace; then writes fail with ENOSPC and the session ends."""
+    workspace_files: Annotated[int, Field(ge=1024)] = 262_144
+    """How many files and directories a session may make in the workspace."""
     output_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """What is kept of one command's stdout, and as much of its stderr; the rest is counted."""
 

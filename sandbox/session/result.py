@@ -22,6 +22,7 @@ from sandbox.events import (
     ModelReply,
     PatchExported,
     PhaseStarted,
+    PolicyReloaded,
     SessionEnded,
     SessionStarted,
     ToolCall,
@@ -38,6 +39,7 @@ RunStatus = Literal[
     "invalid_output",
     "model_failed",
     "sandbox_failed",
+    "disk_full",
     "cancelled",
 ]
 
@@ -50,6 +52,7 @@ EXIT_CODES: dict[RunStatus, int] = {
     "invalid_output": 14,
     "model_failed": 15,
     "sandbox_failed": 16,
+    "disk_full": 17,
     "cancelled": 130,
 }
 """Beside these: 2 for a wrong policy or command line, 3 for a host that cannot run it (no session then)."""
@@ -215,6 +218,7 @@ class ResultFold:
                 | ModelFallback()
                 | ConfirmationGiven()
                 | ExecObserved()
+                | PolicyReloaded()
                 | PhaseStarted()
             ):
                 pass

@@ -30,7 +30,7 @@ def test_an_untouched_record_is_verified(state: Path) -> None:
         keyid = signing_key(state).public.keyid
         assert result.exit_code == 0
         assert result.stdout == (
-            f"record verified: {len(events())} entries, head 7b6159f45801b59c…, signed by {keyid[:16]}…\n"
+            f"record verified: {len(events())} entries, head 0fca1f1d2085ac3c…, signed by {keyid[:16]}…\n"
         )
         assert result.stderr == ""
 
