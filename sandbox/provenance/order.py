@@ -26,6 +26,7 @@ from sandbox.events import (
     ModelReply,
     PatchExported,
     PhaseStarted,
+    PolicyReloaded,
     SessionEnded,
     SessionStarted,
     ToolCall,
@@ -85,6 +86,8 @@ class Order:
             case EgressConnection():
                 return self._connect(event)
             case ContainerStarted() | ModelFallback() | BreakerTripped() | PhaseStarted() | PatchExported():
+                return None
+            case PolicyReloaded():
                 return None
             case _:
                 assert_never(event)
