@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sessions": ("sandbox.cli.sessions", "List sessions, or show what one did."),
     "verify": ("sandbox.cli.verify", "Check a session's record: ledger, statement and patch."),
     "policy": ("sandbox.cli.policy", "Validate a policy, or show the effective one."),
+    "doctor": ("sandbox.cli.doctor", "State what is really enforced on this host."),
     "gc": ("sandbox.cli.gc", "Remove what dead controllers left behind."),
 }
 """Name to (module with a click ``command``, help line). The module is imported when it is called."""

@@ -53,6 +53,10 @@ class DockerRuntime:
         """See Runtime."""
         return await self._call("ask the engine what it can enforce", self._facts)
 
+    async def versions(self) -> dict[str, str]:
+        """Return the releases of ``engine``, ``containerd`` and ``runc``, those that the engine names."""
+        return await self._call("ask the engine for its versions", self._versions)
+
     async def image_id(self, reference: str) -> str:
         """See Runtime."""
         return await self._call(f"look up image {reference}", self._image_id, reference)
@@ -167,6 +171,11 @@ class DockerRuntime:
             has_seccomp="name=seccomp" in options,
             missing_controls=tuple(missing),
         )
+
+    def _versions(self) -> dict[str, str]:
+        parts: list[dict[str, Any]] = self._client().version().get("Components") or []
+        names = {"Engine": "engine", "containerd": "containerd", "runc": "runc"}
+        return {names[part["Name"]]: str(part["Version"]) for part in parts if part["Name"] in names}
 
     def _image_id(self, reference: str) -> str:
         from docker.errors import ImageNotFound
