@@ -98,7 +98,7 @@ def read_index(image_id: str, chunks: Iterator[bytes]) -> ImageIndex:
     links: dict[str, str] = {}
     applets: dict[str, tuple[str, ...]] = {}
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", _Chunks(chunks)), mode="r|") as archive:
+        with tarfile.open(fileobj=cast("IO[bytes]", ChunkReader(chunks)), mode="r|") as archive:
             for member in archive:
                 path = _absolute(member.name)
                 if member.issym():
@@ -302,7 +302,7 @@ def _save(cache: Path, index: ImageIndex) -> None:
         ) from exc
 
 
-class _Chunks(io.RawIOBase):
+class ChunkReader(io.RawIOBase):
     """An iterator of chunks as a file that tarfile can stream from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

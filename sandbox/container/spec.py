@@ -18,6 +18,10 @@ WORKSPACE = "/workspace"
 GUEST = "/.agent-runner/guest"
 EGRESS_DIRECTORY = "/.agent-runner/egress"
 EGRESS_SOCKET = f"{EGRESS_DIRECTORY}/proxy.sock"
+SHELL_SOCKET_NAME = "shell.sock"
+"""Beside the gateway's; images/guest/wrapper.c knows it too."""
+SHELLS = "/.agent-runner/shell"
+"""The image's own shells, where others that ask stand in their place."""
 PROXY_PORT = 3128
 HOME = "/home/agent"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -136,6 +140,20 @@ class SessionPlaces:
 
 
 @dataclass(frozen=True)
+class AskingShells:
+    """A program that asks before it becomes a shell, and the shells whose place it takes."""
+
+    binary: str
+    """Host path of the program."""
+    paths: tuple[str, ...]
+    """In the image, links resolved."""
+    originals: str
+    """Host directory with the shells themselves, each at its path in the image."""
+    original_shell: str
+    """In the container: the shell that would have run command lines."""
+
+
+@dataclass(frozen=True)
 class Image:
     """An image that is present, and where it keeps the programs that the policy blocks."""
 
@@ -147,6 +165,8 @@ class Image:
     """Host path of the program that says why and exits 126."""
     shell: str = "/bin/sh"
     """What runs command lines: bash where the image has it, since the policy reads them as bash does."""
+    asking_shells: AskingShells | None = None
+    """Given when the policy names agents."""
 
 
 def compile_spec(
@@ -230,8 +250,16 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
         Bind(places.guest_binary, GUEST),
         # The directory, not the socket: a gateway that makes its socket anew stays reachable.
         Bind(places.egress_directory, EGRESS_DIRECTORY),
+        *_shell_binds(image),
         *refusals,
     )
+
+
+def _shell_binds(image: Image) -> tuple[Bind, ...]:
+    shells = image.asking_shells
+    if shells is None:
+        return ()
+    return (Bind(shells.originals, SHELLS), *(Bind(shells.binary, path) for path in shells.paths))
 
 
 def _environment(policy: Policy) -> dict[str, str]:

@@ -150,9 +150,10 @@ class ShellPolicy(Section):
     """For ``closed``: programs that an allowed binary needs, by binary."""
     workspace_exec: bool = True
     """Whether files in the workspace may be executed."""
-    wrapper: bool = False
-    """Whether ``sh`` and ``bash`` in the container are judged per command line, for an agent that runs
-    inside and starts its own shells. A refusal is guidance on stderr and exit code 126."""
+    agents: tuple[AllowedProgram, ...] = ()
+    """Programs that are agents of their own. Given, ``sh`` and ``bash`` in the container ask before they run
+    anything, and what an agent's shells run is judged line by line like our own agent's lines. A refusal is
+    guidance on stderr and exit code 126."""
 
 
 class RoutingPolicy(Section):

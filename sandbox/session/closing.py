@@ -79,6 +79,8 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)
+    if session.shells is not None:
+        await attempt("stop judging shells", session.shells.stop)
     # No limit on threads: nobody can stop one, and the next step must not pull the ground from under it.
     patch = await attempt("export the patch", lambda: _export(session), None)
     if problems and not session.directory.patch.exists():

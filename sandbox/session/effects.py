@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from sandbox.errors import GuestError
 from sandbox.events import ToolResult, excerpt
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import Command, CommandResult, FileContent, FileFailed, SpawnFailed
-from sandbox.policy.model import Limits
+from sandbox.policy.commands.line import decide_command
+from sandbox.policy.model import Limits, ShellPolicy
 from sandbox.policy.paths import canonical_path
 from sandbox.session.actions import (
     Action,
@@ -29,6 +31,8 @@ MAX_TEXT_FOR_MODEL = 32_000
 """Characters of one tool result that the model sees; the middle is cut, the ends are kept."""
 MAX_LISTED = 2_000
 MAX_MATCHES = 200
+TICKET = "AGENT_RUNNER_TICKET"
+"""Known to images/guest/wrapper.c too."""
 
 Effect = tuple[ToolResult, Outcome]
 """What is recorded, and what the agent is told."""
@@ -40,6 +44,25 @@ class Shell:
 
     path: str
     env: Mapping[str, str]
+    agents: frozenset[str] = frozenset()
+    """Programs whose own shells are judged line by line."""
+    unwrapped: str = ""
+    """The shell itself, when ``path`` leads to one that asks first. An agent is started by this one: what
+    it starts has no shell above it that was allowed, and is judged in full."""
+    ticket: Callable[[], str] | None = None
+    """Gives a word that lets the asking shell run a line that was judged already."""
+
+    def command(self, line: str) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return arguments and environment that run a line that was allowed."""
+        if self.ticket is None:
+            return (self.path, "-c", line), dict(self.env)
+        if self._starts_agent(line):
+            return (self.unwrapped, "-c", line), dict(self.env)
+        return (self.path, "-c", line), {**self.env, TICKET: self.ticket()}
+
+    def _starts_agent(self, line: str) -> bool:
+        found = decide_command(ShellPolicy(allowed_binaries=tuple(self.agents)), line).commands
+        return any(command.program in self.agents for command in found)
 
 
 async def carry_out(
@@ -66,11 +89,11 @@ async def carry_out(
         case ModifyFile() as operation:
             return await _modify(guest, action.id, operation)
         case RunCommand(command=line, timeout_seconds=asked):
-            argv = (shell.path, "-c", line)
+            argv, env = await asyncio.to_thread(shell.command, line)
             timeout = min(asked or limits.command_seconds, limits.command_seconds)
             command = Command(
                 argv=argv,
-                env=dict(shell.env),
+                env=env,
                 timeout_seconds=timeout,
                 max_output_bytes=limits.output_bytes,
             )

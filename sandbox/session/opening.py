@@ -19,9 +19,11 @@ from sandbox.container.preflight import check_host
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import load_seccomp
+from sandbox.container.shells import replace_shells
 from sandbox.container.spec import (
     EGRESS_SOCKET,
     PROXY_PORT,
+    SHELL_SOCKET_NAME,
     ContainerSpec,
     Image,
     OverlayVolume,
@@ -42,6 +44,7 @@ from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
+from sandbox.policy.model import Policy
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
 from sandbox.provenance.ledger import Ledger
@@ -53,6 +56,7 @@ from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.result import ResultFold
+from sandbox.session.shells import ShellJudge
 from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
@@ -84,6 +88,8 @@ class OpenSession:
     container_id: str
     shell: str
     """The shell of this image that command lines are run with."""
+    shells: ShellJudge | None
+    """Answers the shells that ask; None when the policy names no agents."""
     started: asyncio.Task[GuestChannel]
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
@@ -149,6 +155,9 @@ async def open_session(
         gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
+        shells = await _start_shells(policy, directory, recorder)
+        if shells is not None:
+            undo.push_async_callback(shells.stop)
         container_id = await runtime.create(spec)
         undo.push_async_callback(runtime.remove, container_id, spec.workspace.name)
         # The survey of the tree went on beside the engine's work; nothing may run before it is done.
@@ -172,6 +181,7 @@ async def open_session(
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
+        shells=shells,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
         warnings=warnings,
@@ -200,7 +210,7 @@ def _now() -> datetime:
 
 async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -> Image:
     shell = plan.policy.shell
-    return await prepare_image(
+    image = await prepare_image(
         runtime,
         runtime,
         plan.image,
@@ -210,6 +220,17 @@ async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -
         state=state,
         owner=owner,
     )
+    if not shell.agents:
+        return image
+    return await replace_shells(runtime, image, str(shipped("images/guest/build/wrapper")), state, owner)
+
+
+async def _start_shells(policy: Policy, directory: SessionDirectory, recorder: Recorder) -> ShellJudge | None:
+    if not policy.shell.agents:
+        return None
+    shells = ShellJudge(policy.shell, directory.egress / SHELL_SOCKET_NAME, recorder.record)
+    await shells.start()
+    return shells
 
 
 def _places(

@@ -25,6 +25,7 @@ from sandbox.events import (
     PolicyReloaded,
     SessionEnded,
     SessionStarted,
+    ShellJudged,
     ToolCall,
     ToolResult,
 )
@@ -219,6 +220,7 @@ class ResultFold:
                 | ConfirmationGiven()
                 | ExecObserved()
                 | PolicyReloaded()
+                | ShellJudged()
                 | PhaseStarted()
             ):
                 pass

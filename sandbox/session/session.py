@@ -61,7 +61,7 @@ async def run_session(
         plan=plan,
         broker=Broker(
             plan.policy,
-            Shell(opened.shell, dict(opened.spec.env)),
+            _shell(opened),
             opened.guest,
             opened.recorder,
             opened.meter,
@@ -74,6 +74,14 @@ async def run_session(
     # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.
     result, _ = await see_through(_finish(opened, ending))
     return result
+
+
+def _shell(opened: OpenSession) -> Shell:
+    asking, env = opened.image.asking_shells, dict(opened.spec.env)
+    if asking is None or opened.shells is None:
+        return Shell(opened.shell, env)
+    agents = frozenset(opened.plan.policy.shell.agents)
+    return Shell(opened.shell, env, agents, asking.original_shell, opened.shells.ticket)
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:
