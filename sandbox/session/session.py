@@ -129,9 +129,11 @@ async def _finish(opened: OpenSession, ending: Ending) -> RunResult:
 async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     """Add what the engine knows: a guest killed for memory only looks like a closed stream from here."""
     reason, state = ending.reason, await opened.state()
-    if state is not None and state.is_oom_killed:
+    if state is None:
+        reason = f"the engine does not answer any more ({reason})"
+    elif state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
-    elif state is not None and not state.is_running and state.exit_code is not None:
+    elif not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
     return replace(ending, reason=reason)
