@@ -42,6 +42,7 @@ from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
+from sandbox.policy.model import Policy
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
 from sandbox.provenance.ledger import Ledger
@@ -49,6 +50,7 @@ from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
 from sandbox.resources import shipped
 from sandbox.session.charges import Charges
+from sandbox.session.egress_bytes import EgressBytes
 from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
@@ -80,6 +82,7 @@ class OpenSession:
     recorder: Recorder
     fold: ResultFold
     meter: Meter
+    egress_bytes: EgressBytes
     gateway: Gateway
     container_id: str
     shell: str
@@ -88,6 +91,8 @@ class OpenSession:
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
     """``time.monotonic()`` when the session opened."""
+    policy_in_force: Policy
+    """The plan's, or the last one that was taken over while the session ran."""
     warnings: list[str]
     """What the reader of the result should know, one line each; the start of the container may add some."""
 
@@ -146,7 +151,8 @@ async def open_session(
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
-        gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        egress_bytes = EgressBytes(meter, recorder.record)
+        gateway = Gateway(policy.network, directory.egress_socket, recorder.record, budget=egress_bytes)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         container_id = await runtime.create(spec)
@@ -169,11 +175,13 @@ async def open_session(
         recorder=recorder,
         fold=fold,
         meter=meter,
+        egress_bytes=egress_bytes,
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
+        policy_in_force=policy,
         warnings=warnings,
     )
 
