@@ -188,6 +188,7 @@ class Meter:
         checked = _checked({resource: limit for resource, limit in limits.items() if limit is not None})
         for resource in limits:
             _check_resource(resource)
+        for resource in limits:
             self._limits.pop(resource, None)
         self._limits.update(checked)
 
