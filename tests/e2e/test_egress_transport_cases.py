@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,13 @@ NOT_TO_HAVE = 1_000_000
 """Bytes sent at once to a reader that takes none of them."""
 
 
+@cache
+def _all_cases() -> list[dict[str, Any]]:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
+
+
 def _cases(*classes: str) -> dict[str, dict[str, Any]]:
-    cases = yaml.safe_load(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
-    return {case["id"]: case for case in cases if case["class"] in classes}
+    return {case["id"]: case for case in _all_cases() if case["class"] in classes}
 
 
 def _policy(allow: dict[str, Any]) -> NetworkPolicy:
@@ -187,9 +193,7 @@ LIMITS = GatewayLimits(
 def test_no_case_of_these_classes_is_forgotten() -> None:
     known = {*PARTS, "log-01", "log-02", "log-03", "log-04", "log-05", "log-06", "polload-24", "polload-25"}
     given = {*_cases("limits", "provenance")} | {
-        name
-        for name, case in _cases("policy-load").items()
-        if case["request"]["kind"] == "reload_policy"
+        name for name, case in _cases("policy-load").items() if case["request"]["kind"] == "reload_policy"
     }
     assert given == known
 
@@ -203,7 +207,9 @@ def test_the_shipped_limits_close_within_what_the_cases_say() -> None:
 @pytest.mark.parametrize("name", PARTS)
 async def test_limit(name: str, tmp_path: Path) -> None:
     case = _cases("limits", "provenance")[name]
-    async with world(_policy(case["policy"]), tmp_path, limits=LIMITS) as here:
+    # Those who hold the places of a flood must not be turned out by another limit meanwhile.
+    limits = replace(LIMITS, head_seconds=60.0) if name == "lim-06" else LIMITS
+    async with world(_policy(case["policy"]), tmp_path, limits=limits) as here:
         await PARTS[name](here, case)
         await _check(here, case)
 
@@ -215,6 +221,8 @@ async def test_record(name: str, tmp_path: Path) -> None:
     answered: list[bool] = []
 
     def record(event: EgressConnection) -> None:
+        if answered:
+            return
         connection = here.clients[0].connection
         try:
             answered.append(bool(connection.recv(1, socket.MSG_PEEK)))
@@ -291,7 +299,7 @@ def test_a_killed_gateway_leaves_a_chain_that_holds_and_nothing_to_connect_to(tm
     origin.close()
     found = verify_ledger(tmp_path / "ledger.jsonl")
     assert found.problem is None
-    assert not found.is_closed
+    assert found.status != "complete"
 
 
 async def test_a_refused_reload_leaves_the_old_policy_in_force(tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ async def test_what_is_being_dialled_is_dropped(tmp_path: Path) -> None:
         ]
 
 
-async def test_a_second_address_that_is_denied_while_the_first_is_dialled_is_not_tried(tmp_path: Path) -> None:
+async def test_a_second_address_that_is_denied_while_the_first_is_dialled_is_not_tried(
+    tmp_path: Path,
+) -> None:
     answers = {"docs.internal.net": [PUBLIC, "93.184.216.35"]}
     async with world(OLD, tmp_path, answers=answers) as here:
         dialling = asyncio.Event()
