@@ -67,7 +67,7 @@ async def measure(place: Place) -> Findings:
             _our_way(stack, directory, port),
             *_container_way(stack, place, port, missing),
             Way("direct", lambda: _dial(port)),
-            *_peer_ways(stack, directory, port, missing),
+            *_peer_ways(stack, port, missing),
         ]
         for line in missing:
             place.progress(line)
@@ -136,14 +136,14 @@ def _container_way(stack: ExitStack, place: Place, port: int, missing: list[str]
     return [Way("in container", connect, (pid, relay))]
 
 
-def _peer_ways(stack: ExitStack, directory: Path, port: int, missing: list[str]) -> list[Way]:
+def _peer_ways(stack: ExitStack, port: int, missing: list[str]) -> list[Way]:
     ways = []
     found = find_peers()
     for name in ("tinyproxy", "squid"):
         if name not in found:
             missing.append(f"{name} is not installed, so it was not measured; apt-get install {name}")
             continue
-        peer = stack.enter_context(run_peer(name, found[name], directory, port))
+        peer = stack.enter_context(run_peer(name, found[name], port))
 
         def connect(proxy: int = peer.port) -> socket.socket:
             return _through_proxy(_dial(proxy), f"127.0.0.1:{port}")
@@ -207,11 +207,9 @@ def _rows(series: Series, names: list[str]) -> Iterator[Row]:
 
 
 def _cpu_seconds(pids: tuple[int, ...]) -> float:
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+    """Return the time that processes have run, all threads, to the nanosecond: a tick is too long here."""
+    threads = [thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def _fetch(way: socket.socket, count: int) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.recorded import session_started
 from sandbox.egress.gateway import Gateway
+from sandbox.errors import AgentRunnerError
 from sandbox.policy.model import HostEntry, NetworkPolicy
 from sandbox.provenance.ledger import Ledger
 from sandbox.session.recorder import Recorder
@@ -162,4 +163,7 @@ if __name__ == "__main__":
         case ["gateway", directory, port]:
             asyncio.run(serve_gateway(Path(directory), int(port)))
         case ["container", directory, image, port]:
-            asyncio.run(serve_container(Path(directory), image, int(port)))
+            try:
+                asyncio.run(serve_container(Path(directory), image, int(port)))
+            except AgentRunnerError as exc:
+                sys.exit(f"egress: {exc}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sandbox.errors import HostError
 
@@ -34,12 +35,18 @@ def find_peers() -> dict[str, str]:
 
 
 @contextmanager
-def run_peer(name: str, program: str, directory: Path, origin_port: int) -> Iterator[Peer]:
+def run_peer(name: str, program: str, origin_port: int) -> Iterator[Peer]:
     """Run a peer that lets CONNECT through to the origin and to nothing else, and logs each connection."""
+    # Not beneath our own directory: as root, squid runs as another user, who could not get there.
+    with TemporaryDirectory(prefix=f"agent-runner-bench-{name}-", dir="/tmp") as place:
+        _give_away(Path(place))
+        with _running(name, program, Path(place), origin_port) as peer:
+            yield peer
+
+
+@contextmanager
+def _running(name: str, program: str, place: Path, origin_port: int) -> Iterator[Peer]:
     port = _free_port()
-    place = directory / name
-    place.mkdir()
-    _give_away(place)
     settings = place / "settings.conf"
     if name == "tinyproxy":
         (place / "allowed").write_text("^127\\.0\\.0\\.1$\n")
@@ -99,7 +106,7 @@ shutdown_lifetime 0 seconds
 
 
 def _give_away(place: Path) -> None:
-    """As root, squid runs as another user; its logs are in here."""
+    """Let the user that squid changes to write its logs."""
     if os.geteuid() != 0:
         return
     try:
@@ -107,8 +114,6 @@ def _give_away(place: Path) -> None:
     except KeyError:
         return
     os.chown(place, user.pw_uid, user.pw_gid)
-    for above in (place.parent, place.parent.parent):
-        above.chmod(0o711)
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""SIGHUP to a real ``agent-runner run``: its policy file is read again, taken over as a whole or not at all."""
+"""SIGHUP to a real ``agent-runner run``: its policy is read again, taken over as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def ask(name):
     s.sendall(f"CONNECT {name}:443 HTTP/1.1\\r\\nHost: {name}:443\\r\\n\\r\\n".encode())
     answer = s.recv(4096).decode()
     s.close()
-    return next((line.split(": ")[1] for line in answer.split("\\r\\n") if line.startswith("X-Proxy-Error")), "?")
+    reasons = [line.split(": ")[1] for line in answer.split("\\r\\n") if line.startswith("X-Proxy-Error")]
+    return (reasons or ["?"])[0]
 seen, end = [], time.time() + 40
 while time.time() < end and ask("stop.invalid") == "host_not_allowed":
     time.sleep(0.05)

@@ -7,9 +7,9 @@ import json
 import math
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
-import rfc8785
 
 from sandbox.digest import blake3_hex, canonical_json, digest_bytes, digest_chunks, digest_json
 
