@@ -81,6 +81,7 @@ def command(
 
     Prints the result on stdout (with --output json one JSON document and nothing else), progress on
     stderr. The workspace is never written: the changes are a patch, applied by `agent-runner apply`.
+    SIGHUP reads the policy file again; a change of its network section is taken over while the run goes on.
 
     \b
     Examples:
