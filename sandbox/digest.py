@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ def canonical_json(value: object) -> bytes:
     Raises ValueError for what JSON cannot carry: NaN, integers beyond 2**53 - 1, lone surrogates.
     """
     try:
+        if _is_plain(value):
+            return _ENCODER.encode(value).encode()
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # rfc8785 checks the shape itself
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as exc:
         raise ValueError(f"cannot write canonical JSON: {exc}") from exc
@@ -55,3 +58,22 @@ def canonical_json(value: object) -> bytes:
 def digest_json(value: object) -> Digest:
     """Digest JSON-like data in canonical form."""
     return digest_bytes(canonical_json(value))
+
+
+MAX_INTEGER = 2**53 - 1
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether Python's own encoder, which is many times faster, writes the very bytes of RFC 8785.
+
+    It differs in numbers that are not integers, and in the order of keys beyond the 16-bit planes.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return -MAX_INTEGER <= value <= MAX_INTEGER  # type: ignore[operator]  # it is an int
+    if isinstance(value, dict):
+        return all(type(key) is str and key.isascii() and _is_plain(item) for key, item in value.items())
+    return kind in (list, tuple) and all(map(_is_plain, value))  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sandbox.egress.tunnel import Traffic
 from sandbox.events import EgressConnection
-from sandbox.policy.hosts import Authority, Refusal
+from sandbox.policy.hosts import Authority, EgressDecision, Refusal
 
 _TEXT_CHARS = 256
 
@@ -22,11 +22,17 @@ class Attempt:
     pid: int
     uid: int
     target: Authority | None = None
+    decision: EgressDecision | None = None
+    """By the policy in force; a changed policy that still allows the same puts its own in this place."""
+    is_revoked: bool = False
+    """Allowed by a policy that was in force, not by the one that is; not recorded yet, and never to be."""
     rule: str = "gateway"
     method: str | None = None
     path: bytes | None = None
     sni: bytes | None = None
     address: str | None = None
+    candidates: tuple[str, ...] = ()
+    """Vetted addresses that the connection may lead to; once it stands, the one it does."""
     is_recorded: bool = False
     """Its open event is written; from then on no second verdict may follow."""
     traffic: Traffic = field(default_factory=lambda: Traffic(lambda up, down: False))

@@ -17,6 +17,7 @@ from sandbox.egress.answers import ESTABLISHED, refusal_answer, status_of, tunne
 from sandbox.egress.attempt import Attempt, peer_credentials
 from sandbox.egress.forward import RequestBody, exchange, outgoing_head
 from sandbox.egress.pace import Pace
+from sandbox.egress.pipes import Pipes
 from sandbox.egress.request import (
     RequestHead,
     check_host,
@@ -70,11 +71,12 @@ class RecordUnavailable(Exception):
     """An event could not be recorded: nothing may happen that it would have described."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Surroundings:
     """What the connections of one gateway share."""
 
     network: NetworkPolicy
+    """In force now; the gateway replaces it as a whole. Read afresh for every decision."""
     limits: GatewayLimits
     resolver: Resolver
     dialer: Dialer
@@ -83,8 +85,16 @@ class Surroundings:
     """Raises RecordUnavailable."""
     account: Callable[[EgressDecision, Authority, int, int], bool]
     """Called with bytes up and down before they are sent on; False ends the connection."""
+    allowance: Callable[[EgressDecision, Authority], int]
+    """How many bytes ``account`` would grant now."""
     next_number: Callable[[], int]
     pace: Pace
+    pipes: Pipes
+
+
+Judge = Callable[[EgressDecision, Authority, tuple[str, ...]], EgressDecision | None]
+"""Given the old decision, the destination and the addresses it may lead to: the new decision, when a
+connection goes on just as it is; else None."""
 
 
 class Connection:
@@ -94,6 +104,7 @@ class Connection:
         self._client = client
         self._around = around
         self._pending = bytearray()
+        self._attempt: Attempt | None = None
         self._pid, self._uid = peer_credentials(client)
 
     async def serve(self) -> None:
@@ -106,6 +117,23 @@ class Connection:
             pass  # the client went away
         finally:
             self._client.close()
+
+    def review(self, judge: Judge) -> bool:
+        """Judge what is under way anew, by a policy that is in force from now on; False: it has to end.
+
+        What was not recorded yet refuses itself when it gets there.
+        """
+        attempt = self._attempt
+        if attempt is None or attempt.target is None or attempt.decision is None:
+            return True
+        if not attempt.decision.is_allowed:
+            return True
+        decision = judge(attempt.decision, attempt.target, attempt.candidates)
+        if decision is not None:
+            attempt.decision = decision
+            return True
+        attempt.is_revoked = True
+        return not attempt.is_recorded
 
     async def _serve_one(self, *, is_first: bool) -> bool:
         head = await self._read_head()
@@ -180,7 +208,8 @@ class Connection:
                 await attempt.traffic.send_up(upstream, first)
         except BudgetSpent:
             return "budget_spent"
-        return await relay(self._client, upstream, attempt.traffic, self._around.limits.idle_seconds)
+        around = self._around
+        return await relay(self._client, upstream, attempt.traffic, around.limits.idle_seconds, around.pipes)
 
     async def _judged_hello(self, attempt: Attempt, target: Authority) -> bytes | Refusal:
         reader = HelloReader()
@@ -250,10 +279,15 @@ class Connection:
             self._record_close(attempt, reason)
 
     def _decide(self, attempt: Attempt, target: Authority) -> EgressDecision:
+        around = self._around
         attempt.target = target
-        decision = decide_egress(self._around.network, target.host, target.port)
+        attempt.decision = decision = decide_egress(around.network, target.host, target.port)
         attempt.rule = decision.rule
-        attempt.traffic = Traffic(lambda up, down: self._around.account(decision, target, up, down))
+        attempt.traffic = Traffic(
+            lambda up, down: around.account(attempt.decision or decision, target, up, down),
+            lambda: around.allowance(attempt.decision or decision, target),
+        )
+        self._attempt = attempt
         return decision
 
     async def _open_upstream(
@@ -261,11 +295,14 @@ class Connection:
     ) -> socket.socket | None:
         """Resolve, vet, record and dial; None when the request was refused and answered."""
         # A refused name is never looked up: the query itself would carry data out.
+        refusal = refusal or self._spent(decision, target)
         addresses = refusal or await self._vetted_addresses(decision, target)
+        if attempt.is_revoked:
+            addresses = Refusal("policy_changed", "the policy changed meanwhile and allows this no more")
         if isinstance(addresses, Refusal):
             await self._refuse(attempt, addresses)
             return None
-        attempt.address = addresses[0]
+        attempt.address, attempt.candidates = addresses[0], tuple(addresses)
         self._around.record(attempt.opened())
         attempt.is_recorded = True
         failure = Refusal("upstream_unreachable", f"{target.host} does not answer on port {target.port}")
@@ -283,7 +320,18 @@ class Connection:
             await self._answer(attempt, failure)
             return None
         upstream, attempt.address = dialled
+        attempt.candidates = (attempt.address,)
         return upstream
+
+    def _spent(self, decision: EgressDecision, target: Authority) -> Refusal | None:
+        """Refuse what could not carry one byte. Asking for one makes it known that the budget is spent."""
+        around = self._around
+        if around.allowance(decision, target) > 0 or around.account(decision, target, 1, 0):
+            return None
+        return Refusal(
+            "budget_spent",
+            f"this session's bytes for {target.host}, or for all hosts together, are used up (max_bytes)",
+        )
 
     async def _vetted_addresses(self, decision: EgressDecision, target: Authority) -> list[str] | Refusal:
         if is_ip_literal(target.host):
@@ -356,7 +404,7 @@ class Connection:
 
 def _word_of(failure: BaseException) -> str:
     if isinstance(failure, asyncio.CancelledError):
-        return "cancelled"
+        return str(failure.args[0]) if failure.args else "cancelled"
     return "reset" if isinstance(failure, OSError) else "gateway_error"
 
 

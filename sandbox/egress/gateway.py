@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from sandbox.egress.answers import refusal_answer, status_of
 from sandbox.egress.attempt import Attempt, peer_credentials
@@ -19,17 +20,30 @@ from sandbox.egress.connection import (
     Surroundings,
 )
 from sandbox.egress.pace import Pace
+from sandbox.egress.pipes import Pipes
+from sandbox.egress.reload import judge_again, refuse_what_needs_a_new_session
 from sandbox.egress.resolve import Dialer, Resolver, SystemResolver, TcpDialer, own_address_reader
+from sandbox.egress.tunnel import UNLIMITED
 from sandbox.errors import HostError, PolicyError
 from sandbox.events import EgressConnection
 from sandbox.policy.hosts import Authority, EgressDecision, Refusal, invalid_patterns
 from sandbox.policy.model import HostEntry, NetworkPolicy
 
-__all__ = ["Gateway", "GatewayLimits"]
+__all__ = ["ByteBudget", "Gateway", "GatewayLimits"]
 
 _BACKLOG = 128
 _MAX_DESTINATIONS = 4096
 _LOG = logging.getLogger(__name__)
+
+
+class ByteBudget(Protocol):
+    """Says how many bytes may pass. Synchronous: between asking and taking, nobody else has a turn."""
+
+    def left(self, host: str, entry: HostEntry) -> int:
+        """Return how many bytes a host may still exchange, both directions, under the entry that lets it."""
+
+    def take(self, host: str, entry: HostEntry, count: int) -> bool:
+        """Count bytes that are about to be sent on; False, and nothing is counted, when they do not fit."""
 
 
 class Gateway:
@@ -51,30 +65,29 @@ class Gateway:
         resolver: Resolver | None = None,
         own_addresses: frozenset[str] | None = None,
         limits: GatewayLimits | None = None,
-        charge: Callable[[str, int], bool] | None = None,
+        budget: ByteBudget | None = None,
         dialer: Dialer | None = None,
     ) -> None:
         """Take the policy; nothing is opened yet.
 
         ``record`` is called before what it describes happens; when it raises, that does not happen, and
-        nothing passes any more. ``charge(destination, bytes)`` is called before bytes are sent on; a False
-        ends that connection. ``own_addresses`` of None: asked of the kernel, afresh every second.
-        Raises PolicyError for patterns that mean nothing, HostError for what cannot be enforced yet.
+        nothing passes any more. ``budget`` is asked before bytes are sent on, and again when the policy
+        changes; None: bytes are only counted. ``own_addresses`` of None: asked of the kernel, afresh every
+        second. Raises PolicyError for patterns that mean nothing, HostError for what cannot be enforced yet.
         """
-        if problems := invalid_patterns(network):
-            first = problems[0]
-            raise PolicyError(f"cannot enforce network pattern {first.pattern!r}: {first.message}")
+        _refuse_invalid(network)
         _refuse_inspection(network)
         self.bytes_by_destination = {}
         self._socket_path = socket_path
         self._record = record
-        self._charge = charge
+        self._budget = budget
+        self._network_at_start = network
         self._limits = limits or GatewayLimits()
         self._resolver = resolver or SystemResolver()
         self._is_record_broken = False
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], Connection] = {}
         numbers = itertools.count(1)
         self._around = Surroundings(
             network=network,
@@ -84,8 +97,10 @@ class Gateway:
             own_addresses=own_address_reader() if own_addresses is None else lambda: own_addresses,
             record=self._record_first,
             account=self._account,
+            allowance=self._allowance,
             next_number=lambda: next(numbers),
             pace=Pace(self._limits.burst_requests, self._limits.requests_per_second),
+            pipes=Pipes(),
         )
 
     async def start(self) -> None:
@@ -111,6 +126,32 @@ class Gateway:
             listener.close()
             self._socket_path.unlink(missing_ok=True)
         self._resolver.close()
+        self._around.pipes.close()
+
+    def check_reload(self, network: NetworkPolicy) -> None:
+        """Raise PolicyError, with the remedy, when ``reload`` would refuse this policy."""
+        _refuse_invalid(network)
+        refuse_what_needs_a_new_session(self._network_at_start, network)
+
+    def reload(self, network: NetworkPolicy) -> None:
+        """Enforce another policy from now on, as a whole; raise PolicyError and change nothing instead.
+
+        Whatever is under way and would not be allowed just so by the new policy ends: its close event says
+        ``policy_changed``. Never awaits: no decision is taken in between. Budgets are the caller's: the new
+        ones must stand before this is called.
+        """
+        self.check_reload(network)
+        before, self._around.network = self._around.network, network
+
+        def judge(
+            old: EgressDecision, target: Authority, addresses: tuple[str, ...]
+        ) -> EgressDecision | None:
+            new = judge_again(before, network, old, target, addresses)
+            return new if new is not None and self._allowance(new, target) > 0 else None
+
+        for task, connection in self._connections.items():
+            if not connection.review(judge):
+                task.cancel("policy_changed")
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -137,9 +178,10 @@ class Gateway:
         if len(self._connections) >= self._limits.max_connections:
             self._turn_away(client)
             return
-        task = asyncio.create_task(Connection(client, self._around).serve())
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        connection = Connection(client, self._around)
+        task = asyncio.create_task(connection.serve())
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
         # A task that is cancelled before its first step never reaches its own ``finally``.
         task.add_done_callback(lambda _: client.close())
 
@@ -170,7 +212,10 @@ class Gateway:
     def _account(self, decision: EgressDecision, target: Authority, up: int, down: int) -> bool:
         host = f"[{target.host}]" if ":" in target.host else target.host
         destination = f"{host}:{target.port}"
-        if self._charge is not None and not self._charge(destination, up + down):
+        entry = decision.entry
+        if self._budget is not None and (
+            entry is None or not self._budget.take(target.host, entry, up + down)
+        ):
             return False
         counts = self.bytes_by_destination
         if destination not in counts and len(counts) >= _MAX_DESTINATIONS:
@@ -179,6 +224,17 @@ class Gateway:
         before = counts.get(destination, (0, 0))
         counts[destination] = (before[0] + up, before[1] + down)
         return True
+
+    def _allowance(self, decision: EgressDecision, target: Authority) -> int:
+        if self._budget is None or decision.entry is None:
+            return UNLIMITED
+        return self._budget.left(target.host, decision.entry)
+
+
+def _refuse_invalid(network: NetworkPolicy) -> None:
+    if problems := invalid_patterns(network):
+        first = problems[0]
+        raise PolicyError(f"cannot enforce network pattern {first.pattern!r}: {first.message}")
 
 
 def _refuse_inspection(network: NetworkPolicy) -> None:

@@ -119,6 +119,11 @@ def canonical_host(raw: bytes) -> str | Refusal:
     return text
 
 
+def canonical_pattern(pattern: str) -> str:
+    """Return the one spelling of a host pattern, stars included; an invalid one comes back as it is."""
+    return _canonical_pattern(pattern)
+
+
 def is_ip_literal(host: str) -> bool:
     """Tell whether a canonical host is an address rather than a name."""
     return ":" in host or _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2].encode()) is not None

@@ -176,7 +176,7 @@ def _result(
         actions=fold.actions,
         models=fold.models,
         cost_usd=fold.cost_usd,
-        limits=plan.limits,
+        limits=session.meter.limits,
         spent=fold.ended.spent if fold.ended else session.meter.spent(),
         egress=fold.egress,
         patch=None

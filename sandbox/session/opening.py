@@ -52,6 +52,7 @@ from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
 from sandbox.resources import shipped
 from sandbox.session.charges import Charges
+from sandbox.session.egress_bytes import EgressBytes
 from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
@@ -84,6 +85,7 @@ class OpenSession:
     recorder: Recorder
     fold: ResultFold
     meter: Meter
+    egress_bytes: EgressBytes
     gateway: Gateway
     container_id: str
     shell: str
@@ -94,6 +96,8 @@ class OpenSession:
     """The container's start; awaited by the first action, not by the first model call. D11"""
     started_clock: float
     """``time.monotonic()`` when the session opened."""
+    policy_in_force: Policy
+    """The plan's, or the last one that was taken over while the session ran."""
     warnings: list[str]
     """What the reader of the result should know, one line each; the start of the container may add some."""
 
@@ -152,7 +156,8 @@ async def open_session(
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
-        gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        egress_bytes = EgressBytes(meter, recorder.record)
+        gateway = Gateway(policy.network, directory.egress_socket, recorder.record, budget=egress_bytes)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         shells = await _start_shells(policy, directory, recorder)
@@ -178,12 +183,14 @@ async def open_session(
         recorder=recorder,
         fold=fold,
         meter=meter,
+        egress_bytes=egress_bytes,
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
         shells=shells,
         started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
+        policy_in_force=policy,
         warnings=warnings,
     )
 

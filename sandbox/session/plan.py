@@ -12,6 +12,7 @@ from sandbox.egress.indexes import index_environment, resolve_package_indexes
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import NetworkPolicy, Policy, RoutingPolicy
+from sandbox.session.egress_bytes import egress_limits
 
 DEFAULT_IMAGE = "agent-runner/base:latest"
 DEFAULT_BUDGET_USD = 5.00
@@ -57,7 +58,7 @@ class RunPlan:
             "usd_nano": round(routing.max_budget_usd * NANO),
             "tool_calls": routing.max_tool_calls,
             "wall_ms": self.policy.limits.wall_seconds * 1000,
-        }
+        } | egress_limits(self.policy.network)
 
 
 def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
@@ -87,6 +88,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         ("budget limit", budget, NANO),
         ("limit of tool calls", calls, 1),
         ("limits.wall_seconds", policy.limits.wall_seconds, 1000),
+        *(("max_bytes in network", limit, 1) for limit in egress_limits(policy.network).values()),
     ):
         if value * scale > MAX_AMOUNT:
             raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")

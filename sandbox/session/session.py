@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from sandbox.session.effects import Shell
 from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
+from sandbox.session.reload import reload_policy
 from sandbox.session.result import RunResult, RunStatus
 from sandbox.session.uninterrupted import see_through
 
@@ -34,6 +36,8 @@ class Session:
     broker: Broker
     recorder: Recorder
     meter: Meter
+    reload: Callable[[Callable[[], RunPlan]], Awaitable[str]]
+    """Take a changed policy over, as ``reload.reload_policy`` does."""
 
 
 Work = Callable[[Session], Awaitable[str]]
@@ -69,6 +73,7 @@ async def run_session(
         ),
         recorder=opened.recorder,
         meter=opened.meter,
+        reload=partial(reload_policy, opened),
     )
     ending = await _end_of(opened, session, work)
     # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.

@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +57,23 @@ def test_keys_are_sorted_by_utf_16_units() -> None:
 def test_what_json_cannot_carry_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="canonical JSON"):
         canonical_json(value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e9, 1e9) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_the_fast_way_writes_what_the_reference_writes(value: object) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
+
+
+def test_every_character_is_written_as_the_reference_writes_it() -> None:
+    text = "".join(map(chr, [*range(0x800), 0x2028, 0x2029, 0xFFFF, 0x1F600]))
+    assert canonical_json({"a": text}) == rfc8785.dumps({"a": text})
 
 
 def test_the_largest_integer_is_carried() -> None:
