@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from sandbox.egress.connection import (
     RecordUnavailable,
     Surroundings,
 )
+from sandbox.egress.door import open_door
 from sandbox.egress.pace import Pace
 from sandbox.egress.pipes import Pipes
 from sandbox.egress.reload import judge_again, refuse_what_needs_a_new_session
@@ -31,7 +31,6 @@ from sandbox.policy.model import HostEntry, NetworkPolicy
 
 __all__ = ["ByteBudget", "Gateway", "GatewayLimits"]
 
-_BACKLOG = 128
 _MAX_DESTINATIONS = 4096
 _LOG = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class Gateway:
     async def start(self) -> None:
         """Listen. Raises HostError when the socket cannot be made; a path that exists is never replaced."""
         try:
-            self._listener = _bind(self._socket_path)
+            self._listener = open_door(self._socket_path)
         except OSError as exc:
             raise HostError(
                 f"cannot open the egress socket {self._socket_path}: {exc.strerror or exc}; "
@@ -252,21 +251,3 @@ def _refuse_inspection(network: NetworkPolicy) -> None:
 
 def _has_tls_port(network: NetworkPolicy, entry: HostEntry) -> bool:
     return network.enforce_tls or any(port != 80 for port in entry.ports)
-
-
-def _bind(path: Path) -> socket.socket:
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        # Socket addresses end at 108 bytes; a session's directory may lie deeper than that.
-        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
-        # Before listen: nobody connects in between. Any uid, since the sandbox has one of its own.
-        os.chmod(path.name, 0o666, dir_fd=directory)  # noqa: S103  # the directory is the wall
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(directory)
-    return listener

@@ -153,7 +153,7 @@ OPENING = [
     "sandbox.container.workspace.prepare:_make_mask",
     "sandbox.container.workspace.prepare:_make_lower",
     "sandbox.session.opening:Ledger.create",
-    "sandbox.egress.gateway:_bind",
+    "sandbox.egress.gateway:open_door",
     "docker:APIClient.create_volume",
     "docker:APIClient.create_container",
     "sandbox.container.workspace.prepare:PreparedWorkspace.wait_base_tree",
