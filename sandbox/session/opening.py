@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +23,13 @@ from sandbox.container.seccomp import load_seccomp
 from sandbox.container.spec import (
     EGRESS_SOCKET,
     PROXY_PORT,
+    Bind,
     ContainerSpec,
     Image,
     OverlayVolume,
     SessionPlaces,
     compile_spec,
+    with_binds,
 )
 from sandbox.container.workspace.prepare import (
     PreparedWorkspace,
@@ -109,9 +112,18 @@ class OpenSession:
 
 
 async def open_session(
-    plan: RunPlan, runtime: Engine, state: Path, listeners: tuple[Listener, ...] = ()
+    plan: RunPlan,
+    runtime: Engine,
+    state: Path,
+    listeners: tuple[Listener, ...] = (),
+    *,
+    extra_binds: tuple[Bind, ...] = (),
+    make_gateway: Callable[..., Gateway] = Gateway,
 ) -> OpenSession:
     """Make everything a run needs and record that it begins.
+
+    ``extra_binds`` and ``make_gateway`` are the self-test's: its program in the container, and origins of its
+    own behind the gateway. ``run_session``, by which every other command gets here, passes neither.
 
     The container is created and checked when this returns; it is still starting. Raises PolicyError
     or HostError, with nothing left behind.
@@ -142,11 +154,13 @@ async def open_session(
             hosts=_hosts(plan),
             env=plan.index_env,
         )
+        if extra_binds:
+            spec = with_binds(spec, extra_binds)
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
-        gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        gateway = make_gateway(policy.network, directory.egress_socket, recorder.record)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         container_id = await runtime.create(spec)
