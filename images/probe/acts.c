@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -114,8 +115,8 @@ static long run(char **argv)
         note(strstr(said, by_policy) ? "refused" : "refused:%.60s", said);
         return refusal(-EACCES);
     }
-    /* What a loader or a shell says when it may not open or execute. */
-    if (WIFEXITED(status) && (WEXITSTATUS(status) == 126 || WEXITSTATUS(status) == 127) &&
+    /* What a loader, a shell or Python says when it may not open or execute. */
+    if (WIFEXITED(status) && WEXITSTATUS(status) != 0 &&
         (strstr(said, "ermission denied") || strstr(said, "peration not permitted"))) {
         note("EACCES");
         return refusal(-EACCES);
@@ -229,6 +230,11 @@ static long use_descriptors(int argc, char **argv)
 {
     (void)argc;
     long wanted = strtol(argv[0], 0, 10);
+    struct rlimit limit;
+    if (is_control() && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
     for (long i = 0; i < wanted; i++)
         if (open("/dev/null", O_RDONLY | O_CLOEXEC) < 0)
             return refusal(-errno);

@@ -3,7 +3,8 @@
  * probe [OPTIONS]          every system call of its table
  * probe [OPTIONS] ID       one; exit 0 worked, 1 blocked, 2 failed, 64 unknown id
  * probe [OPTIONS] -        what stdin names: lines of "ID ACT ARGUMENT...", blanks in arguments as %20. A line that
- *                          begins with '&' runs beside the following ones; an empty line, or the end, ends it all
+ *                          begins with '&' runs beside the following ones, "wait" waits for those; an empty line, or
+ *                          the end, ends it all
  *   --scratch DIR          where attempts leave files (made when missing)      [/scratch]
  *   --mounts DIR           a mount that attempts may change                    [/mnt]
  *   --workspace DIR        the files that the policy is about                  [/workspace]
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -227,8 +229,12 @@ static void run_line(char *line)
 static void run_lines(void)
 {
     static char line[LINE];
-    while (fgets(line, sizeof line, stdin) && *line != '\n')
-        run_line(line);
+    while (fgets(line, sizeof line, stdin) && *line != '\n') {
+        if (strcmp(line, "wait\n") == 0)
+            await(-1);
+        else
+            run_line(line);
+    }
     await(-1);
     printf("end\n");
     fflush(stdout);
@@ -256,6 +262,9 @@ int main(int argc, char **argv)
     if (slots == MAP_FAILED)
         die("mmap");
     mkdir(scratch, 0700);
+    mkdir(mounts, 0755);
+    if (in_control && mount("probe", mounts, "tmpfs", 0, ""))
+        die(mounts);
     if (chdir(scratch))
         die(scratch);
     if (i < argc && strcmp(argv[i], "-") == 0) {

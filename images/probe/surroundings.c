@@ -90,7 +90,6 @@ static size_t slurp(const char *path, char *text, size_t size)
 /* ---- identity ---- */
 static long priv_not_root(void)
 {
-    note("uid:%d", (int)geteuid());
     return geteuid() == 0 || getuid() == 0 || getgid() == 0 ? 0 : refusal(-EPERM);
 }
 static long priv_userns_mapped(void)
@@ -224,8 +223,15 @@ static long proc_binfmt(void)
     static const char *const paths[] = {"/proc/sys/fs/binfmt_misc/register", "/proc/sys/fs/binfmt_misc/status", 0};
     return writes_any(paths);
 }
+/* In the permissive container: writable, for this process alone. Nothing is ever written. */
+static void make_writable(const char *path)
+{
+    if (is_control() && (unshare(CLONE_NEWNS) || (mount("", path, "", MS_REMOUNT | MS_BIND, "") && errno != EINVAL && errno != ENOENT)))
+        unprepared("remount");
+}
 static long sysfs_uevent_helper(void)
 {
+    make_writable("/sys");
     static const char *const paths[] = {"/sys/kernel/uevent_helper", "/sys/power/state", "/sys/kernel/mm/transparent_hugepage/enabled", 0};
     return writes_any(paths);
 }
@@ -238,7 +244,12 @@ static int opens_for_writing(const char *path, const struct stat *entry, int kin
     note("%s", path);
     return 1;
 }
-static long sysfs_writable(void) { return presence(nftw("/sys/kernel", opens_for_writing, 16, FTW_PHYS | FTW_MOUNT) == 1 || nftw("/sys/module", opens_for_writing, 16, FTW_PHYS | FTW_MOUNT) == 1); }
+static long sysfs_writable(void)
+{
+    make_writable("/sys");
+    return presence(nftw("/sys/kernel", opens_for_writing, 16, FTW_PHYS | FTW_MOUNT) == 1 ||
+                    nftw("/sys/module", opens_for_writing, 16, FTW_PHYS | FTW_MOUNT) == 1);
+}
 static long sysfs_firmware(void)
 {
     DIR *directory = opendir("/sys/firmware");
@@ -262,6 +273,8 @@ static long cg_limits_write(void)
         "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/pids/cgroup.procs",
         "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max",
         "/sys/fs/cgroup/devices/devices.allow", 0};
+    make_writable("/sys/fs/cgroup");
+    make_writable("/sys/fs/cgroup/pids");
     return writes_any(paths);
 }
 static long dev_nodes(void)

@@ -28,7 +28,6 @@ CAPABILITIES = (
     *("BLOCK_SUSPEND", "AUDIT_READ"),
 )
 TMPFS_OPTIONS = "rw,exec,suid,dev,mode=1777"
-NOFILE = 1024 * 1024
 SPARE_TMPFS_BYTES = 64 * MIB
 DECOY_VARIABLE = ("SELFTEST_TOKEN", "a decoy: what the controls look for")
 
@@ -52,7 +51,7 @@ class ControlRuntime(DockerRuntime):
             MemorySwap=0,
             NanoCpus=0,
             PidsLimit=0,
-            Ulimits=[{"Name": "nofile", "Soft": NOFILE, "Hard": NOFILE}],
+            Ulimits=[],  # the engine's own: it may not be able to give more
             Tmpfs={target: f"{TMPFS_OPTIONS},size={size}" for target, size in sizes.items()},
         )
         return options
