@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandbox.container.docker import DockerRuntime
-from sandbox.container.spec import MIB, Bind, ContainerSpec, OverlayVolume
-
-if TYPE_CHECKING:
-    from docker import APIClient
+from sandbox.container.spec import Bind, ContainerSpec, OverlayVolume
+from sandbox.policy.model import MIB
 
 # Every capability that engines since 20.10 can name, by its bit.
 CAPABILITIES = (
@@ -35,7 +33,8 @@ DECOY_VARIABLE = ("SELFTEST_TOKEN", "a decoy: what the controls look for")
 class ControlRuntime(DockerRuntime):
     """Creates containers that are weak on purpose, and therefore checks nothing about them."""
 
-    def _container_options(self, client: APIClient, spec: ContainerSpec) -> dict[str, Any]:
+    # Any: the SDK's client, whose types stay in the adapter.
+    def _container_options(self, client: Any, spec: ContainerSpec) -> dict[str, Any]:
         options = super()._container_options(client, spec)
         options["user"] = "0:0"
         sizes = {mount.target: mount.size_bytes + SPARE_TMPFS_BYTES for mount in spec.tmpfs}

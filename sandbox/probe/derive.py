@@ -38,6 +38,8 @@ def derive(policy: Policy, index: ImageIndex) -> SelftestPlan:
     seen: set[str] = set()
     for probe in probes:
         if probe.id in seen:
-            raise PolicyError(f"cannot derive probes: two would be called {probe.id}; remove the double entry")
+            raise PolicyError(
+                f"cannot derive probes: two would be called {probe.id}; remove the double entry"
+            )
         seen.add(probe.id)
     return SelftestPlan(probes, decoys, catalogue.accepted)

@@ -21,6 +21,7 @@ from sandbox.resources import shipped
 PROBE = "/.agent-runner/probe"
 MOUNTS, CONTROL_MOUNTS = "/run", "/mnt"
 """What attempts may try to change: a tmpfs that is there, and one that the program makes for itself."""
+CONTROL_SCRATCH = "/tmp/.selftest-0"  # noqa: S108  # inside the container
 BATCH_SECONDS = 60.0
 BATCH_OUTPUT_BYTES = 1024 * 1024
 CONTROL_SECONDS = 60.0
@@ -69,7 +70,7 @@ class SessionSandbox:
         self._batches = 0
 
     async def attempt(self, acts: Sequence[tuple[str, Act]], beside: int = 0) -> dict[str, Seen]:
-        """See Sandbox. Raises EngineError when the program does not run at all, GuestError as the guest does."""
+        """See Sandbox. Raises EngineError when the program does not run at all."""
         seen: dict[str, Seen] = {}
         for chunk in _chunks(acts, beside):
             text = "".join(line(name, act, is_beside=beside > 1) for name, act in chunk)

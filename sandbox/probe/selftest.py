@@ -24,7 +24,13 @@ from sandbox.probe.derive import SelftestPlan, derive
 from sandbox.probe.judge import judge
 from sandbox.probe.model import Act, Probe, Report, Seen, Talk, Timed
 from sandbox.probe.origin import Origin
-from sandbox.probe.sandboxes import ControlSandbox, SessionSandbox, probe_bind, probe_command
+from sandbox.probe.sandboxes import (
+    CONTROL_SCRATCH,
+    ControlSandbox,
+    SessionSandbox,
+    probe_bind,
+    probe_command,
+)
 from sandbox.probe.scratch import FOLDER, Scratch, opened_scratch
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.opening import Engine, OpenSession, open_session
@@ -88,17 +94,17 @@ async def run_selftest(
         seen, control_seen = await bench.run(probes, image_id, known)
     if controls is not None and not controls:
         controls.update(control_seen)
-    findings = tuple(
-        judge(probe, seen.get(probe.id), control_seen.get(probe.id), selftest.accepted, untried.get(probe.id, ""))
-        for probe in selftest.probes
-    )  # fmt: skip
+    findings = []
+    for probe in selftest.probes:
+        both = seen.get(probe.id), control_seen.get(probe.id)
+        findings.append(judge(probe, *both, selftest.accepted, untried.get(probe.id, "")))
     return Report(
         policy=plan.policy.name,
         policy_source=str(plan.policy_source),
         policy_blake3=plan.policy.digest().blake3,
         image=plan.image,
         image_id=image_id,
-        findings=findings,
+        findings=tuple(findings),
         seconds=round(time.monotonic() - begun, 1),
         phases=clock.phases,
         notes=NOTES,
@@ -140,9 +146,7 @@ class _Bench:
     async def _in_session(
         self, probes: list[Probe], origin: Origin, is_memory_free: asyncio.Event
     ) -> dict[str, Seen]:
-        make = functools.partial(
-            self.make_gateway, resolver=origin, dialer=origin, own_addresses=frozenset()
-        )
+        make = functools.partial(self.make_gateway, resolver=origin, dialer=origin, own_addresses=frozenset())
         with self.clock.phase("open the session"):
             opened = await open_session(
                 self.plan, self.runtime, self.state, extra_binds=(probe_bind(),), make_gateway=make
@@ -258,7 +262,7 @@ class _Bench:
         image = Image(self.plan.image, image_id, (), "")
         spec = compile_spec(policy, image, places, '{"defaultAction": "SCMP_ACT_ALLOW"}')
         binds = (probe_bind(), Bind(egress, EGRESS_DIRECTORY, is_read_only=False))
-        return control_spec(spec, volume, binds, probe_command("/tmp/.selftest-0", is_control=True))
+        return control_spec(spec, volume, binds, probe_command(CONTROL_SCRATCH, is_control=True))
 
 
 async def _one_by_one(probes: list[Probe], sandbox: SessionSandbox) -> dict[str, Seen]:
@@ -337,5 +341,3 @@ def _first_known(failures: BaseExceptionGroup[BaseException]) -> BaseException:
         todo += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
         flat += [] if isinstance(one, BaseExceptionGroup) else [one]
     return next((one for one in flat if isinstance(one, AgentRunnerError)), flat[0])
-
-

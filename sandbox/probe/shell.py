@@ -85,13 +85,16 @@ def _ways(
     ]  # fmt: skip
     loader = _loader(index)
     if loader is not None:
-        ways.append(("-loader", f"run {name} with the dynamic loader", Act("run", (loader, real, "--version"))))
+        ways.append(
+            ("-loader", f"run {name} with the dynamic loader", Act("run", (loader, real, "--version")))
+        )
     if (sh := find_program(index, "sh")) and "sh" not in shell.blocked_commands:
-        argv = (sh, "-c", 'exec "$0" --version', path)
-        ways.append(("-shell", f"have a shell run {name}", Act("run", argv)))
+        act = Act("run", (sh, "-c", 'exec "$0" --version', path))
+        ways.append(("-shell", f"have a shell run {name}", act))
     if (python := find_program(index, "python3")) and "python3" not in shell.blocked_commands:
-        argv = (python, "-c", "import os, sys; os.execv(sys.argv[1], sys.argv[1:])", path, "--version")
-        ways.append(("-interpreter", f"have Python execute {name}", Act("run", argv)))
+        code = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+        act = Act("run", (python, "-c", code, path, "--version"))
+        ways.append(("-interpreter", f"have Python execute {name}", act))
     for kind, what, act in ways:
         yield Probe(f"{word}{kind}", "shell", "deny", what, control, act, COVERED)
 
