@@ -77,7 +77,7 @@ def control_spec(
 
 
 def held_capabilities() -> list[str]:
-    """Return the capabilities this process's bounding set has: an engine starts nothing that asks for more."""
+    """Return this process's bounding set: an engine that lacks a capability itself can give it to nobody."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapBnd:"):
             held = int(line.split()[1], 16)

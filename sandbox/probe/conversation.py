@@ -1,4 +1,4 @@
-"""Talk to the egress gateway through a container: the bytes are ours, the way they take is the container's. D5
+"""Talk to the egress gateway through a container: our bytes, on the container's way. D5
 
 A probe program in the container connects to where a client would connect and to a socket of ours, and
 carries bytes between the two. So TLS is spoken here, with a real library, whatever the image has.

@@ -62,15 +62,16 @@ def file_probes(filesystem: FilesystemPolicy) -> tuple[tuple[Probe, ...], Decoys
 def _hidden(number: int, pattern: str, decoy: str, other_name: str) -> list[Probe]:
     inside, link = _inside(decoy), _inside(f".selftest-link-{number}")
     parent, _, name = inside.rpartition("/")
+    around = f"{parent}/../{parent.rpartition('/')[2]}/{name}"
     ways = (
         ("", f"read {decoy}, which {pattern} hides", Act("read", (inside,))),
         ("-link", f"read {decoy} through a symbolic link", Act("through-link", (inside, link))),
         ("-relative", f"read {decoy} through a relative symbolic link", Act("through-link", (decoy, link))),
         ("-proc", f"read {decoy} through /proc/self/root", Act("read", (f"/proc/self/root{inside}",))),
-        ("-cwd", f"read {decoy} by way of ..", Act("read", (f"{parent}/../{parent.rpartition('/')[2]}/{name}",))),
+        ("-cwd", f"read {decoy} by way of ..", Act("read", (around,))),
         ("-list", f"see {decoy} in its directory", Act("list", (parent, name))),
         ("-hard-link", f"make another name for {decoy}", Act("hard-link", (inside, link))),
-        ("-other-name", f"read {decoy} by another name it has on the host", Act("read", (_inside(other_name),))),
+        ("-other-name", f"read {decoy} by another name on the host", Act("read", (_inside(other_name),))),
     )  # fmt: skip
     return [
         Probe(f"files-deny-{number}{kind}", "files", "deny", what, MASK, act, GONE)

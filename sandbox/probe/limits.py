@@ -38,7 +38,7 @@ def limit_probes(limits: Limits) -> tuple[Probe, ...]:
             _over(word, "limits.tmpfs_bytes", f"write {_mib(size + MIB)} to {directory}",
                   Act("space", (directory, str(size + MIB))), FULL),
         ]  # fmt: skip
-    workspace = limits.workspace_bytes
+    most = limits.workspace_bytes
     kept = min(limits.output_bytes, MIB)
     probes += [
         _under("command-seconds", "limits.command_seconds", "end a command before its time is over",
@@ -53,8 +53,8 @@ def limit_probes(limits: Limits) -> tuple[Probe, ...]:
               frozenset(("cut",)), control=Act("output", ("0",))),
         _under("workspace-bytes", "limits.workspace_bytes", "write 1 MiB to the workspace",
                Act("space", (WORKSPACE, str(MIB)))),
-        _over("workspace-bytes", "limits.workspace_bytes", f"write {_mib(workspace + 16 * MIB)} to the workspace",
-              Act("space", (WORKSPACE, str(workspace + 16 * MIB))), FULL, disk_bytes=2 * workspace + 256 * MIB),
+        _over("workspace-bytes", "limits.workspace_bytes", f"write {_mib(most + 16 * MIB)} to the workspace",
+              Act("space", (WORKSPACE, str(most + 16 * MIB))), FULL, disk_bytes=2 * most + 256 * MIB),
     ]  # fmt: skip
     return tuple(probes)
 

@@ -61,23 +61,20 @@ def _entry_probes(network: NetworkPolicy, entry: HostEntry, name: str) -> Iterat
         way = Talk(host, port, way.way, method=entry.rules[0].methods[0], path=_path_sample(entry))
     yield _allow(name, entry, f"reach {host}:{port} through the proxy", way)
     is_name = not is_ip_literal(host)
-    if not entry.host.startswith("*") and is_name and host != "localhost":
-        if way.way == "proxy":
-            direct = Talk(host, port, "direct", method=way.method, path=way.path)
-            yield _allow(
-                f"{name}-direct", entry, f"reach {host}:{port} by a connect that knows no proxy", direct
-            )
-            closed = next(p for p in count(8444) if p not in entry.ports)
-            yield Probe(
-                f"{name}-direct-port",
-                "network",
-                "deny",
-                f"connect to {host} on port {closed}, which is not listed, without the proxy",
-                "no relay on that address and port",
-                Talk(host, closed, "direct"),
-                frozenset(("ECONNREFUSED",)),
-                in_control=Talk(host, closed),
-            )
+    if not entry.host.startswith("*") and is_name and host != "localhost" and way.way == "proxy":
+        direct = Talk(host, port, "direct", method=way.method, path=way.path)
+        yield _allow(f"{name}-direct", entry, f"reach {host}:{port} by a connect that knows no proxy", direct)
+        closed = next(p for p in count(8444) if p not in entry.ports)
+        yield Probe(
+            f"{name}-direct-port",
+            "network",
+            "deny",
+            f"connect to {host} on port {closed}, which is not listed, without the proxy",
+            "no relay on that address and port",
+            Talk(host, closed, "direct"),
+            frozenset(("ECONNREFUSED",)),
+            in_control=Talk(host, closed),
+        )
     for kind, what, other in _neighbours(entry, host):
         if not covers(network, other, port):
             yield Probe(
@@ -112,14 +109,14 @@ def _neighbours(entry: HostEntry, host: str) -> Iterator[tuple[str, str, str]]:
             head, _, last = host.rpartition(".")
             yield "next", "the address after", f"{head}.{(int(last) + 1) % 256}"
         return
-    stars, _, base = entry.host.rpartition("*.") if "*" in entry.host else ("", "", entry.host)
+    base = entry.host.rpartition("*.")[2]
     base = base.lower().removesuffix(".")
     if entry.host.startswith("*."):
         yield "two-labels", "two labels under", f"a.b.{base}"
     if entry.host.startswith("*"):
         yield "apex", "the apex of", base
     else:
-        first, dot, parent = base.partition(".")
+        _, dot, parent = base.partition(".")
         if dot:
             yield "sibling", "a sibling of", f"{LABEL}-sibling.{parent}"
         if "." in parent:
