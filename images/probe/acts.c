@@ -94,6 +94,7 @@ static long run(char **argv)
         dup2(nothing, 1);
         dup2(errors[1], 2);
         alarm(5);
+        give_up_privileges();
         execv(argv[0], argv);
         error = errno;
         _exit(write(failure[1], &error, sizeof error) != sizeof error);

@@ -57,6 +57,10 @@ long presence(int is_there);
 /* True in the permissive container: whoever tries there may first set up what the attempt looks for. */
 int is_control(void);
 
+/* Before a program of the image is run. In the permissive container it must not have what that container has: an image
+ * is nobody's to trust, and only the cover over a program is missing there, not the walls around it. */
+void give_up_privileges(void);
+
 /* Tell whether a name is one of the two tables' and run it; for main. */
 const struct probe *find_probe(const char *id);
 

@@ -418,6 +418,7 @@ static long runs(const char *path)
     if (pid == 0) {
         char *argv[] = {"probe", "need-nothing", 0}, *envp[] = {0};
         dup2(open("/dev/null", O_WRONLY), 1);
+        give_up_privileges();
         execve(path, argv, envp);
         error = errno;
         _exit(write(ends[1], &error, sizeof error) != sizeof error);

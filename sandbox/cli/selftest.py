@@ -71,8 +71,8 @@ def command(
 
     No allowed host is contacted: in the self-test, and nowhere else, names lead to an origin inside this
     process. Decoys lie in a scratch workspace; yours is not touched, and no session is recorded. The
-    document goes to stdout, progress to stderr. The permissive container runs as root, without a network, and
-    runs nothing but the self-test's program and programs of the image, asked for their version.
+    document goes to stdout, progress to stderr. The permissive container has no network; in
+    it only the self-test's own program is root; programs of the image are asked for their version as nobody.
 
     \b
     Examples:

@@ -1,8 +1,9 @@
 """The self-test's permissive container: the same image with every control taken away that can be. D2
 
-It exists to show that a probe would succeed without the sandbox; nothing untrusted runs in it, only the
-self-test's own program and the programs of the image, asked for their version. It has no network, no
-file of the user's and no device. ``sandbox.probe`` is its only user.
+It exists to show that a probe would succeed without the sandbox. Only the self-test's own static program
+has its privileges; before that runs a program of the image, which nobody need trust, it becomes a user
+without any. The container has no network, no file of the user's and no device. ``sandbox.probe`` is its only
+user.
 """
 
 from __future__ import annotations
