@@ -205,7 +205,7 @@ class DockerRuntime:
         try:
             options = _overlay_options(volume)
             made = client.create_volume(volume.name, "local", options, labels)
-            answer = client.create_container(**_container_options(client, spec))
+            answer = client.create_container(**self._container_options(client, spec))
             created.append(answer["Id"])
             has_swap = _has_swap()
             problems = [
@@ -215,9 +215,7 @@ class DockerRuntime:
             ]
             if made.get("Options") != options:
                 problems.append(f"the options of volume {volume.name}")
-            problems += verify.find_refused_settings(
-                spec, client.inspect_container(answer["Id"]), has_swap=has_swap
-            )
+            problems += self._find_refused(spec, client.inspect_container(answer["Id"]), has_swap=has_swap)
             if problems:
                 raise EngineError(_dropped(spec, problems))
         except BaseException:
@@ -254,12 +252,23 @@ class DockerRuntime:
         # A process that ends while it is looked at seems to lack everything; its stream says how it ended.
         # One that is on its way out is neither alive nor over for a moment: what is missing is missing twice.
         for _ in range(LOOKS):
-            problems = _find_unenforced(spec, pid, container_id)
+            problems = self._find_unenforced(spec, pid, container_id)
             if not problems or self._has_ended(container_id, pid):
                 return
             time.sleep(0.02)
         self._remove(container_id, spec.workspace.name)
         raise EngineError(_dropped(spec, problems))
+
+    # What is asked for and what is checked; the self-test's control, which must be weak, asks for less.
+
+    def _container_options(self, client: APIClient, spec: ContainerSpec) -> dict[str, Any]:
+        return _container_options(client, spec)
+
+    def _find_refused(self, spec: ContainerSpec, inspected: dict[str, Any], *, has_swap: bool) -> list[str]:
+        return verify.find_refused_settings(spec, inspected, has_swap=has_swap)
+
+    def _find_unenforced(self, spec: ContainerSpec, pid: int, container_id: str) -> list[str]:
+        return _find_unenforced(spec, pid, container_id)
 
     def _has_ended(self, container_id: str, pid: int) -> bool:
         """Tell whether a container is over. The engine hears of it a moment after the kernel."""

@@ -222,7 +222,19 @@ def compile_spec(
         seccomp=seccomp,
         labels=((LABEL_SESSION, places.session_id), (LABEL_OWNER, places.owner)),
     )
-    return replace(spec, labels=(*spec.labels, (LABEL_SPEC, f"blake3:{spec.digest().blake3}")))
+    return _labelled(spec)
+
+
+def with_binds(spec: ContainerSpec, binds: tuple[Bind, ...]) -> ContainerSpec:
+    """Return a spec with more of the host's paths in it, read-only, and its digest anew."""
+    if not all(bind.is_read_only for bind in binds):
+        raise PolicyError("cannot mount a path of the host writable: the workspace is the only one")
+    return _labelled(replace(spec, binds=(*spec.binds, *binds)))
+
+
+def _labelled(spec: ContainerSpec) -> ContainerSpec:
+    labels = tuple(label for label in spec.labels if label[0] != LABEL_SPEC)
+    return replace(spec, labels=(*labels, (LABEL_SPEC, f"blake3:{spec.digest().blake3}")))
 
 
 def _check_seccomp(seccomp: str) -> None:

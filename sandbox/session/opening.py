@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +25,13 @@ from sandbox.container.spec import (
     EGRESS_SOCKET,
     PROXY_PORT,
     SHELL_SOCKET_NAME,
+    Bind,
     ContainerSpec,
     Image,
     OverlayVolume,
     SessionPlaces,
     compile_spec,
+    with_binds,
 )
 from sandbox.container.workspace.prepare import (
     PreparedWorkspace,
@@ -119,9 +122,18 @@ class OpenSession:
 
 
 async def open_session(
-    plan: RunPlan, runtime: Engine, state: Path, listeners: tuple[Listener, ...] = ()
+    plan: RunPlan,
+    runtime: Engine,
+    state: Path,
+    listeners: tuple[Listener, ...] = (),
+    *,
+    extra_binds: tuple[Bind, ...] = (),
+    make_gateway: Callable[..., Gateway] = Gateway,
 ) -> OpenSession:
     """Make everything a run needs and record that it begins.
+
+    ``extra_binds`` and ``make_gateway`` are the self-test's: its program in the container, and origins of its
+    own behind the gateway. ``run_session``, by which every other command gets here, passes neither.
 
     The container is created and checked when this returns; it is still starting. Raises PolicyError
     or HostError, with nothing left behind.
@@ -152,12 +164,14 @@ async def open_session(
             hosts=_hosts(plan),
             env=plan.index_env,
         )
+        if extra_binds:
+            spec = with_binds(spec, extra_binds)
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
         egress_bytes = EgressBytes(meter, recorder.record)
-        gateway = Gateway(policy.network, directory.egress_socket, recorder.record, budget=egress_bytes)
+        gateway = make_gateway(policy.network, directory.egress_socket, recorder.record, budget=egress_bytes)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         shells = await _start_shells(policy, directory, recorder)

@@ -32,7 +32,10 @@ READY_SECONDS = 60
 
 
 class OwnEngine:
-    """A dockerd beside the machine's own: own socket, own data, no network."""
+    """A dockerd beside the machine's own: own socket, own data, own network namespace.
+
+    Without the last it would take the other engine's bridge away.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -47,7 +50,8 @@ class OwnEngine:
         config.write_text(json.dumps({"storage-driver": "overlay2"}))
         log = (self.directory / "dockerd.log").open("ab")
         self._process = subprocess.Popen(
-            ["dockerd", "--config-file", config, "--host", self.url, "--data-root", self.directory / "data",
+            ["unshare", "--net", "dockerd", "--config-file", config, "--host", self.url,
+             "--data-root", self.directory / "data",
              "--exec-root", self.directory / "run", "--pidfile", self.directory / "pid", "--bridge", "none",
              "--iptables=false", "--ip6tables=false", "--shutdown-timeout", "2"],
             stdout=log, stderr=log,
