@@ -36,6 +36,7 @@ from sandbox.container.workspace.prepare import (
 )
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
+from sandbox.egress.trust import read_roots, write_trust
 from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, SessionStarted
 from sandbox.guest.channel import GuestChannel
@@ -134,19 +135,23 @@ async def open_session(
         workspace = await run_in_thread(
             asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
         )
-        spec = compile_spec(
-            policy,
-            image,
-            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
-            seccomp.text,
-            hosts=_hosts(plan),
-            env=plan.index_env,
-        )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
         gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        # The authority that the container trusts is the gateway's own: it is made before the container is.
+        trust = _trust_directory(directory, gateway, plan)
+        if trust is not None:
+            write_trust(trust, gateway.authority_pem, read_roots(plan.extra_roots))
+        spec = compile_spec(
+            policy,
+            image,
+            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner, trust),
+            seccomp.text,
+            hosts=_hosts(plan),
+            env=plan.index_env,
+        )
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         container_id = await runtime.create(spec)
@@ -188,7 +193,9 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
-    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
+    gateway = Gateway(plan.policy.network, directory.egress_socket, lambda event: None)
+    trust = _trust_directory(directory, gateway, plan)
+    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER", trust)
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
@@ -213,7 +220,12 @@ async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -
 
 
 def _places(
-    directory: SessionDirectory, workspace: OverlayVolume, uid: int, gid: int, owner: str
+    directory: SessionDirectory,
+    workspace: OverlayVolume,
+    uid: int,
+    gid: int,
+    owner: str,
+    trust: Path | None,
 ) -> SessionPlaces:
     return SessionPlaces(
         session_id=directory.session_id,
@@ -223,7 +235,15 @@ def _places(
         uid=uid,
         gid=gid,
         owner=owner,
+        trust_directory=None if trust is None else str(trust),
+        resolv_conf=str(shipped("images/resolv.conf")),
     )
+
+
+def _trust_directory(directory: SessionDirectory, gateway: Gateway, plan: RunPlan) -> Path | None:
+    """Return where the session's roots are kept; None when the image's own are all that is needed."""
+    needs_trust = gateway.authority_pem is not None or plan.extra_roots is not None
+    return directory.trust if needs_trust else None
 
 
 def _hosts(plan: RunPlan) -> dict[str, str]:

@@ -13,6 +13,7 @@ from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import NetworkPolicy, Policy, RoutingPolicy
 
+EXTRA_ROOTS = "AGENT_RUNNER_EXTRA_CA_CERTS"
 DEFAULT_IMAGE = "agent-runner/base:latest"
 DEFAULT_BUDGET_USD = 5.00
 DEFAULT_TOOL_CALLS = 200
@@ -47,6 +48,8 @@ class RunPlan:
     fallback_model: str | None
     index_env: Mapping[str, str]
     """Variables that point the package clients in the container at this machine's indexes."""
+    extra_roots: Path | None = None
+    """The operator's own root certificates, a PEM file; they are trusted beside this host's. None: none."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -63,7 +66,8 @@ class RunPlan:
 def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
-    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names.
+    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names;
+    ``AGENT_RUNNER_EXTRA_CA_CERTS`` among them names the operator's own root certificates.
     Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
     UTF-8, and when no model is named anywhere; HostError when a package index cannot be allowed.
     """
@@ -111,6 +115,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         model=model,
         fallback_model=effective.routing.fallback_model,
         index_env=index_environment(policy.network.package_indexes, environ, home),
+        extra_roots=Path(environ[EXTRA_ROOTS]).absolute() if environ.get(EXTRA_ROOTS) else None,
     )
 
 
