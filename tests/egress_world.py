@@ -32,7 +32,14 @@ PUBLIC = "93.184.216.34"
 QUICK = GatewayLimits(
     head_seconds=0.5, hello_seconds=0.5, resolve_seconds=2.0, dial_seconds=2.0, idle_seconds=20.0
 )
-NAMES = ("docs.internal.net", "api.example.com", "packages.test", "*.packages.test", "*.example.com", "evil.com")
+NAMES = (
+    "docs.internal.net",
+    "api.example.com",
+    "packages.test",
+    "*.packages.test",
+    "*.example.com",
+    "evil.com",
+)
 
 
 def network(allow: list[Any] | None = None, deny: list[str] | None = None, **options: Any) -> NetworkPolicy:

@@ -88,6 +88,11 @@ class Gateway:
             pace=Pace(self._limits.burst_requests, self._limits.requests_per_second),
         )
 
+    @property
+    def authority_pem(self) -> bytes | None:
+        """What clients must trust; None when nothing is inspected."""
+        return None
+
     async def start(self) -> None:
         """Listen. Raises HostError when the socket cannot be made; a path that exists is never replaced."""
         try:

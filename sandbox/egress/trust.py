@@ -105,7 +105,7 @@ def _unique(certificates: Iterable[bytes]) -> list[bytes]:
 
 
 def _truststore(certificates: list[bytes]) -> bytes:
-    """Return a store that Java reads as one of trusted roots: PKCS #12 needs an attribute of Oracle's for it."""
+    """Return a store that Java takes for trusted roots: PKCS #12 needs an attribute of Oracle's for that."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import NoEncryption
     from cryptography.hazmat.primitives.serialization.pkcs12 import (

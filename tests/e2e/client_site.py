@@ -5,6 +5,7 @@ Every host serves everything; what a client asks for is its own. Nothing is on d
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -37,6 +38,11 @@ class ClientSite:
                 self.request.settimeout(20)
                 self.request = server_context().wrap_socket(self.request, server_side=True)
                 super().setup()
+
+            def finish(self) -> None:
+                super().finish()
+                with contextlib.suppress(OSError):  # ssl.SSLError is one
+                    self.request.unwrap()
 
             def do_GET(self) -> None:
                 host, path = self.headers["Host"], self.path.partition("?")[0]

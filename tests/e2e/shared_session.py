@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,17 +53,17 @@ class SharedSession:
         network: dict[str, Any],
         *,
         environ: dict[str, str] | None = None,
-        files: dict[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
         **gateway: Any,
     ) -> None:
-        self.state = directory / "state"
+        self.state = directory.parent / "state"  # so that sessions share the image's index
         self.events: list[EgressConnection] = []
         self.resolver = StubResolver()
         workspace = directory / "workspace"
         workspace.mkdir(parents=True)
         for name, text in (files or {}).items():
             (workspace / name).parent.mkdir(parents=True, exist_ok=True)
-            (workspace / name).write_text(text)
+            (workspace / name).write_bytes(text.encode() if isinstance(text, str) else text)
         policy = directory / "policy.yaml"
         profile = {"network": network, "limits": {"pids": 512}}
         policy.write_text(yaml.safe_dump({"profiles": {"production": profile}}))
