@@ -146,7 +146,13 @@ async def open_session(
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
-        gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        gateway = Gateway(
+            policy.network,
+            directory.egress_socket,
+            recorder.record,
+            credentials=plan.credentials,
+            session_seconds=policy.limits.wall_seconds,
+        )
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         container_id = await runtime.create(spec)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.budget import MAX_AMOUNT
+from sandbox.egress.credentials import Credentials, resolve_credentials
 from sandbox.egress.indexes import index_environment, resolve_package_indexes
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
@@ -47,6 +48,8 @@ class RunPlan:
     fallback_model: str | None
     index_env: Mapping[str, str]
     """Variables that point the package clients in the container at this machine's indexes."""
+    credentials: Credentials = field(default_factory=Credentials, repr=False)
+    """The values of ``network.inject``: neither recorded nor digested, and never shown."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -63,9 +66,11 @@ class RunPlan:
 def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
-    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names.
+    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names;
+    ``environ`` also holds the variables of ``network.inject``.
     Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
-    UTF-8, and when no model is named anywhere; HostError when a package index cannot be allowed.
+    UTF-8, for a credential without value, and when no model is named anywhere; HostError when a package
+    index cannot be allowed.
     """
     policy = request.loaded.policy
     routing = policy.routing
@@ -111,6 +116,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         model=model,
         fallback_model=effective.routing.fallback_model,
         index_env=index_environment(policy.network.package_indexes, environ, home),
+        credentials=resolve_credentials(policy.network, environ),
     )
 
 
