@@ -18,6 +18,8 @@ from sandbox.errors import HostError, StateError
 
 BUNDLE_NAME = "ca-bundle.pem"
 TRUSTSTORE_NAME = "truststore.p12"
+EXTRA_ROOTS = "AGENT_RUNNER_EXTRA_CA_CERTS"
+"""The controller's variable that names the operator's own roots."""
 PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[\sA-Za-z0-9+/=]+-----END CERTIFICATE-----")
 REMEDY = "install the package ca-certificates, or set SSL_CERT_FILE to a PEM file"
 
@@ -32,21 +34,26 @@ class TrustFiles:
     """PKCS #12 without encryption and read without password: Java."""
 
 
-def read_roots(operator_file: Path | None = None) -> bytes:
-    """Return the roots this host trusts, and those of an operator's own PEM file, as PEM.
+def read_host_roots() -> bytes:
+    """Return the roots this host trusts, as PEM, each once.
 
-    The host's are those of this process's own TLS: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, else OpenSSL's
-    places; where they hold nothing, those of the ``certifi`` package. Each certificate appears once.
-    Raises HostError when there are none, or when a file named by somebody cannot be read.
+    They are those of this process's own TLS: OpenSSL's file and directory, or what ``SSL_CERT_FILE`` and
+    ``SSL_CERT_DIR`` name instead; where these hold nothing, those of the ``certifi`` package.
+    Raises HostError when there are none, or when one that is named cannot be read.
     """
     found = _unique(_host_certificates())
     if not found:
         raise HostError(f"cannot find this host's root certificates; {REMEDY}")
-    if operator_file is not None:
-        own = PEM.findall(_read(operator_file, "name a readable PEM file, or none"))
-        if not own:
-            raise HostError(f"cannot trust {operator_file}: it holds no PEM certificate; name one that does")
-        found = _unique([*found, *own])
+    return b"\n".join(found) + b"\n"
+
+
+def read_operator_roots(file: Path) -> bytes:
+    """Return the certificates of an operator's own PEM file, each once. Raises HostError without any."""
+    found = _unique(PEM.findall(_read(file, f"let {EXTRA_ROOTS} name a readable PEM file")))
+    if not found:
+        raise HostError(
+            f"cannot trust {file}: it holds no PEM certificate; let {EXTRA_ROOTS} name a file that does"
+        )
     return b"\n".join(found) + b"\n"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,9 +37,9 @@ from sandbox.container.workspace.prepare import (
 )
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
-from sandbox.egress.trust import read_roots, write_trust
+from sandbox.egress.trust import read_host_roots, read_operator_roots, write_trust
 from sandbox.errors import EngineError, GuestError, PolicyError
-from sandbox.events import ContainerStarted, SessionStarted
+from sandbox.events import ContainerStarted, EgressConnection, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
@@ -139,11 +140,11 @@ async def open_session(
         undo.callback(ledger.close)
         fold = ResultFold()
         recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
-        gateway = Gateway(policy.network, directory.egress_socket, recorder.record)
+        gateway, extra_roots = _gateway(plan, directory, recorder.record)
         # The authority that the container trusts is the gateway's own: it is made before the container is.
-        trust = _trust_directory(directory, gateway, plan)
+        trust = _trust_directory(directory, gateway, extra_roots)
         if trust is not None:
-            write_trust(trust, gateway.authority_pem, read_roots(plan.extra_roots))
+            write_trust(trust, gateway.authority_pem, read_host_roots() + extra_roots)
         spec = compile_spec(
             policy,
             image,
@@ -193,8 +194,8 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
-    gateway = Gateway(plan.policy.network, directory.egress_socket, lambda event: None)
-    trust = _trust_directory(directory, gateway, plan)
+    gateway, extra_roots = _gateway(plan, directory, lambda event: None)
+    trust = _trust_directory(directory, gateway, extra_roots)
     places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER", trust)
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
@@ -240,10 +241,25 @@ def _places(
     )
 
 
-def _trust_directory(directory: SessionDirectory, gateway: Gateway, plan: RunPlan) -> Path | None:
+def _gateway(
+    plan: RunPlan, directory: SessionDirectory, record: Callable[[EgressConnection], None]
+) -> tuple[Gateway, bytes]:
+    """Return the session's gateway, not started yet, and the operator's roots, which it trusts as well."""
+    extra_roots = b"" if plan.extra_roots is None else read_operator_roots(plan.extra_roots)
+    gateway = Gateway(
+        plan.policy.network,
+        directory.egress_socket,
+        record,
+        credentials=plan.credentials,
+        upstream_roots=extra_roots or None,
+        session_seconds=plan.policy.limits.wall_seconds,
+    )
+    return gateway, extra_roots
+
+
+def _trust_directory(directory: SessionDirectory, gateway: Gateway, extra_roots: bytes) -> Path | None:
     """Return where the session's roots are kept; None when the image's own are all that is needed."""
-    needs_trust = gateway.authority_pem is not None or plan.extra_roots is not None
-    return directory.trust if needs_trust else None
+    return directory.trust if gateway.authority_pem is not None or extra_roots else None
 
 
 def _hosts(plan: RunPlan) -> dict[str, str]:
