@@ -245,6 +245,7 @@ def _check_seccomp(seccomp: str) -> None:
 
 
 def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tuple[Bind, ...]:
+    # What a mount of ours hides is not there to be run, or read.
     covered = (WORKSPACE, *(mount.target for mount in tmpfs))
     refusals = []
     for path in sorted(image.blocked_paths):
@@ -252,17 +253,20 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
             raise PolicyError(
                 f"cannot block {path!r}: not an absolute path in normal form; index the image again"
             )
-        # What a mount of ours hides is not there to be run.
-        if not any(path.startswith(f"{target}/") for target in covered):
+        if not _is_beneath(path, covered):
             refusals.append(Bind(image.refusal_binary, path))
     return (
         Bind(places.guest_binary, GUEST),
         # The directory, not the socket: a gateway that makes its socket anew stays reachable.
         Bind(places.egress_directory, EGRESS_DIRECTORY),
         *_name_resolution(places),
-        *_trust(image, places),
+        *(bind for bind in _trust(image, places) if not _is_beneath(bind.target, covered)),
         *refusals,
     )
+
+
+def _is_beneath(path: str, targets: tuple[str, ...]) -> bool:
+    return any(path.startswith(f"{target}/") for target in targets)
 
 
 def _name_resolution(places: SessionPlaces) -> tuple[Bind, ...]:

@@ -28,6 +28,8 @@ class ClientSite:
     def __init__(self) -> None:
         self.requests: list[str] = []
         """``host method path`` of each request that got through TLS."""
+        self.authorizations: list[str] = []
+        """The Authorization header of each request that had one."""
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,6 +49,7 @@ class ClientSite:
             def do_GET(self) -> None:
                 host, path = self.headers["Host"], self.path.partition("?")[0]
                 site.requests.append(f"{host} {self.command} {self.path}")
+                site.authorizations += self.headers.get_all("Authorization", [])
                 found = _answer(host, path)
                 kind, body = found or ("text/plain", b"no such thing\n")
                 self.send_response(200 if found else 404)
@@ -77,7 +80,7 @@ class ClientSite:
 def _answer(host: str, path: str) -> tuple[str, bytes] | None:
     first, _, rest = path.strip("/").partition("/")
     match first:
-        case "":
+        case "" | "repos":
             return "text/plain", HELLO
         case "repository.git":
             return _git(rest)

@@ -25,6 +25,8 @@ from sandbox.session.session import Session, run_session
 from tests.egress_world import LoopbackDialer, StubResolver
 
 SECONDS = 60
+OPEN_SECONDS = 240
+"""The image is indexed first, which reads all of it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class SharedSession:
         *,
         environ: dict[str, str] | None = None,
         files: Mapping[str, str | bytes] | None = None,
-        **gateway: Any,
+        patches: Mapping[str, Any] | None = None,
     ) -> None:
+        """Take what the session is made of; ``patches`` replace names of the package while it opens."""
         self.state = directory.parent / "state"  # so that sessions share the image's index
         self.events: list[EgressConnection] = []
         self.resolver = StubResolver()
@@ -69,9 +72,9 @@ class SharedSession:
         policy.write_text(yaml.safe_dump({"profiles": {"production": profile}}))
         request = RunRequest("t", load_policy(policy, None), workspace, image=image, model="script:x")
         self._plan = plan_run(request, environ or {}, directory)
-        self._gateway = functools.partial(
-            Gateway, resolver=self.resolver, dialer=LoopbackDialer({443: origin_port}), **gateway
-        )
+        dialer = LoopbackDialer({443: origin_port})
+        gateway = functools.partial(Gateway, resolver=self.resolver, dialer=dialer)
+        self._patches = {"sandbox.session.opening.Gateway": gateway, **(patches or {})}
         self._opened: Future[Session] = Future()
         self._over = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -83,9 +86,14 @@ class SharedSession:
 
     def __enter__(self) -> SharedSession:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("sandbox.session.opening.Gateway", self._gateway)
+            for name, value in self._patches.items():
+                patched.setattr(name, value)
             self._thread.start()
-            self._opened.result(SECONDS)
+            try:
+                self._opened.result(OPEN_SECONDS)
+            except TimeoutError:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,7 +139,8 @@ class SharedSession:
 
         async def wait(session: Session) -> str:
             await session.broker._guest()
-            self._opened.set_result(session)
+            if not self._opened.done():
+                self._opened.set_result(session)
             await self._over.wait()
             return "done"
 

@@ -28,11 +28,30 @@ pytestmark = pytest.mark.docker
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "agent-runner/clients:latest"
+SECRET = "gh-5up3rS3cr3t-tok3n-of-the-controller"
 ALLOWED = ["docs.internal.net", "*.packages.test", "packages.test", "*.example.com"]
 CASES = Path(os.environ.get("AGENT_RUNNER_CASES") or ROOT.parent / "shared" / "cases") / "egress.yaml"
+INSPECTED: dict[str, Any] = {
+    "allowlist": [
+        {
+            "host": "api.example.com",
+            "inspect": True,
+            "rules": [
+                {"methods": ["GET", "HEAD"], "path": "/repos/**"},
+                {"methods": ["POST"], "path": "/graphql"},
+            ],
+        },
+        {"host": DIRECT, "inspect": True},
+        {"host": "*.packages.test", "inspect": True},
+    ],
+    "inject": [{"host": "api.example.com", "header": "Authorization", "value": "Bearer ${GH_TOKEN}"}],
+}
+SPEAK_HTTP_1_1 = tuple(client for client in CLIENTS if client.name != "curl10")
+"""All that is spoken where TLS is opened."""
 WAY_OUT = Path(__file__).with_name("way_out.py")
 WORKSPACE = FILES | {
     "way_out.py": WAY_OUT.read_text(),
+    "look_for.py": Path(__file__).with_name("look_for.py").read_text(),
     "J.java": FILES["Get.java"],
     "go.mod": FILES["module/go.mod"],
 }
@@ -109,25 +128,49 @@ def files(image: str, directory: Path) -> dict[str, str | bytes]:
 
 
 @pytest.fixture(scope="module")
+def environ(directory: Path) -> dict[str, str]:
+    """The controller's: the origin's authority is one of the operator's roots."""
+    return {"AGENT_RUNNER_EXTRA_CA_CERTS": str(directory / "operator.pem"), "GH_TOKEN": SECRET}
+
+
+@pytest.fixture(scope="module")
 def passed_through(
-    image: str, site: ClientSite, directory: Path, files: dict[str, str | bytes]
+    image: str, site: ClientSite, directory: Path, environ: dict[str, str], files: dict[str, str | bytes]
 ) -> Iterator[SharedSession]:
-    """TLS is not opened; the origin's authority is one of the operator's roots."""
-    environ = {"AGENT_RUNNER_EXTRA_CA_CERTS": str(directory / "operator.pem")}
+    """TLS is passed through."""
     network = {"allowlist": ALLOWED}
     with SharedSession(
         directory / "passed", image, site.port, network, environ=environ, files=files
+    ) as session:
+        yield session
+    assert not (session.state / "sessions" / session.session.id / "trust").exists()
+
+
+@pytest.fixture(scope="module")
+def inspected(
+    image: str, site: ClientSite, directory: Path, environ: dict[str, str], files: dict[str, str | bytes]
+) -> Iterator[SharedSession]:
+    """TLS is opened, for every host."""
+    with SharedSession(
+        directory / "inspected", image, site.port, INSPECTED, environ=environ, files=files
     ) as session:
         yield session
 
 
 @pytest.fixture(scope="module")
 def without_trust(
-    image: str, site: ClientSite, directory: Path, files: dict[str, str | bytes]
+    image: str, site: ClientSite, directory: Path, environ: dict[str, str], files: dict[str, str | bytes]
 ) -> Iterator[SharedSession]:
-    """The same without the operator's roots, and so with the image's own."""
+    """The control: the same with the image's own roots. The exact name is passed through, the rest opened."""
+    hosts = [DIRECT, {"host": "*.packages.test", "inspect": True}]
     with SharedSession(
-        directory / "without", image, site.port, {"allowlist": ALLOWED}, files=files
+        directory / "without",
+        image,
+        site.port,
+        {"allowlist": hosts},
+        environ=environ,
+        files=files,
+        patches={"sandbox.session.opening._trust_directory": lambda *_: None},
     ) as session:
         yield session
 
@@ -146,7 +189,24 @@ def test_a_client_reaches_an_allowed_host(
     assert any(request.startswith(f"{client.host} GET ") for request in site.requests)
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=_ids(CLIENTS))
+@pytest.mark.parametrize("client", SPEAK_HTTP_1_1, ids=_ids(SPEAK_HTTP_1_1))
+def test_a_client_trusts_the_sessions_authority_without_being_told(
+    client: Client, inspected: SharedSession
+) -> None:
+    ran = inspected.run(client.command)
+    assert ran.code == 0 and client.says in ran.stdout, str(ran)
+    requests = [event for event in ran.events if event.phase == "request" and event.host == client.host]
+    assert requests, str(ran)
+    assert {(event.verdict, event.method) for event in requests} == {("allow", "GET")}, str(ran)
+
+
+def test_a_client_that_offers_http_1_0_alone_is_refused_where_tls_is_opened(inspected: SharedSession) -> None:
+    ran = inspected.run(f"curl -sSf --http1.0 https://{DIRECT}/")
+    assert ran.code == 35, str(ran)
+    assert "alpn" in [event.reason for event in ran.events], str(ran)
+
+
+@pytest.mark.parametrize("client", SPEAK_HTTP_1_1, ids=_ids(SPEAK_HTTP_1_1))
 def test_a_client_without_our_roots_refuses_the_certificate(
     client: Client, without_trust: SharedSession
 ) -> None:
@@ -173,6 +233,32 @@ def test_a_program_with_an_empty_environment_trusts_the_same(
         ran = session.run(f"env -i {line}")
         assert (ran.code == 0) is is_trusted, str(ran)
         assert ("allow", "ok") in _opened(ran, DIRECT), str(ran)
+
+
+def test_a_credential_is_nowhere_in_the_container(
+    inspected: SharedSession, site: ClientSite, directory: Path
+) -> None:
+    ran = inspected.run("curl -sSf -H 'Authorization: Bearer my-own' https://api.example.com/repos/o/r")
+    assert ran.code == 0 and site.authorizations[-1] == f"Bearer {SECRET}", "the control: it is in use"
+    refused = inspected.run("curl -sS -X DELETE https://api.example.com/repos/o/r")
+    assert "method_not_allowed" in [event.reason for event in refused.events], str(refused)
+
+    marker = "a-marker-that-is-there"
+    search = f"python3 look_for.py {marker[::-1]}"
+    found = inspected.run(f"export MARK={marker}; echo $MARK >/tmp/mark; sleep 60 & {search}; kill %1")
+    assert "/tmp/mark" in found.stdout and "environ" in found.stdout, "the control: it finds what is there"
+    for needle in (SECRET, "PRIVATE KEY"):
+        # Backwards in the file itself too: the workspace is one of the places.
+        ran = inspected.run(f"python3 look_for.py {shlex.quote(needle[::-1])}")
+        assert (ran.code, ran.stdout) == (0, ""), str(ran)
+
+    described = subprocess.run(
+        ["docker", "inspect", f"agent-runner-{inspected.session.id}"], capture_output=True, check=True
+    ).stdout
+    assert inspected.session.id.encode() in described and SECRET.encode() not in described
+    kept = [path.read_bytes() for path in (inspected.state / "sessions").rglob("*") if path.is_file()]
+    assert any(b"api.example.com" in text for text in kept)
+    assert not any(SECRET.encode() in text or b"PRIVATE KEY" in text for text in kept)
 
 
 def test_nobody_inside_can_change_what_is_trusted(passed_through: SharedSession) -> None:
