@@ -29,7 +29,7 @@ from sandbox.errors import ImageError, StateError
 T = TypeVar("T")
 
 DEFAULT_IMAGE = "agent-runner/base:latest"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 INDEX_SESSION = "image-index"
 CHUNK_BYTES = 1024 * 1024
 MAX_LINKS = 40
@@ -41,6 +41,25 @@ VERSION = re.compile(r"(-?[0-9]+\.[0-9][0-9.]*|-[0-9]+|(?<=[0-9])\.[0-9][0-9.]*)
 """What follows a program's name in that of another build: a version, perhaps a platform. The ``2`` of
 ``bzip2`` is none: it is part of the name."""
 APPLET = re.compile(rb"(?<=\0)[a-z0-9][a-z0-9_.+-]{0,23}(?=\0)")
+
+BUNDLES = frozenset(
+    {
+        "/etc/ssl/certs/ca-certificates.crt",  # Debian, Arch, Alpine
+        "/etc/ssl/cert.pem",  # Alpine
+        "/etc/ssl/ca-bundle.pem",  # openSUSE
+        "/var/lib/ca-certificates/ca-bundle.pem",
+        "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, Red Hat
+        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/ca-certificates/extracted/tls-ca-bundle.pem",  # Arch
+    }
+)
+"""Where distributions keep their roots as one PEM file; most of these are links to another of them."""
+TRUSTSTORES = (
+    "/etc/ssl/certs/java/cacerts",
+    "/etc/pki/ca-trust/extracted/java/cacerts",
+    "/lib/security/cacerts",
+)
+"""How the path of Java's own roots ends: the distribution's, or that of a JDK unpacked anywhere."""
 
 
 class ImageSource(Protocol):
@@ -63,6 +82,8 @@ class ImageIndex:
     """Path of each symbolic link to its target, as written."""
     applets: dict[str, tuple[str, ...]]
     """Path of each multi-call binary (busybox and kin) to the words in it that may be its applets."""
+    roots: tuple[str, ...] = ()
+    """Files in which the image keeps the root certificates it trusts."""
 
 
 async def find_image(runtime: Runtime, reference: str = DEFAULT_IMAGE) -> str:
@@ -97,6 +118,7 @@ def read_index(image_id: str, chunks: Iterator[bytes]) -> ImageIndex:
     programs: dict[str, str] = {}
     links: dict[str, str] = {}
     applets: dict[str, tuple[str, ...]] = {}
+    roots = []
     try:
         with tarfile.open(fileobj=cast("IO[bytes]", ChunkReader(chunks)), mode="r|") as archive:
             for member in archive:
@@ -112,9 +134,11 @@ def read_index(image_id: str, chunks: Iterator[bytes]) -> ImageIndex:
                         applets[path] = applets[original]
                 elif member.isreg() and (content := archive.extractfile(member)) is not None:
                     _index_file(path, member.mode, content, programs, applets)
+                    if path in BUNDLES or path.endswith(TRUSTSTORES):
+                        roots.append(path)
     except tarfile.TarError as exc:
         raise ImageError(f"cannot index image {image_id}: its export is no tar stream ({exc})") from exc
-    return ImageIndex(image_id, programs, links, applets)
+    return ImageIndex(image_id, programs, links, applets, tuple(sorted(roots)))
 
 
 def blocked_paths(
@@ -185,7 +209,15 @@ async def prepare_image(
     image_id = await find_image(runtime, reference)
     index = await index_image(source, image_id, state, owner)
     paths = blocked_paths(index, blocked_commands, allowed_binaries)
-    return Image(reference, image_id, paths, refusal_binary, find_shell(index, paths))
+    return Image(
+        reference,
+        image_id,
+        paths,
+        refusal_binary,
+        find_shell(index, paths),
+        bundles=tuple(path for path in index.roots if path in BUNDLES),
+        truststores=tuple(path for path in index.roots if path not in BUNDLES),
+    )
 
 
 def resolve(index: ImageIndex, path: str) -> str:
@@ -279,7 +311,8 @@ def _load(cache: Path, image_id: str) -> ImageIndex | None:
         if kept["version"] != INDEX_VERSION or kept["image_id"] != image_id:
             return None
         applets = {path: tuple(words) for path, words in kept["applets"].items()}
-        return ImageIndex(image_id, dict(kept["programs"]), dict(kept["links"]), applets)
+        roots = tuple(kept["roots"])
+        return ImageIndex(image_id, dict(kept["programs"]), dict(kept["links"]), applets, roots)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # indexing again costs a second; a half-read index could leave a program unblocked
 

@@ -67,17 +67,6 @@ def _policy_problems(policy: Policy) -> list[str]:
         problems.append(f"runtime runsc: {'; '.join(LOST_WITH_RUNSC)}; use runtime: runc")
     if policy.shell.mode == "closed":
         problems.append("shell.mode: closed is not enforced by this version; use shell.mode: open")
-    for entry in policy.network.allowlist:
-        for field, is_asked in (("inspect: true", entry.inspect), ("rules", bool(entry.rules))):
-            if is_asked:
-                problems.append(
-                    f"network.allowlist {entry.host}: {field} is not enforced by this version; "
-                    "allow the whole host or drop it"
-                )
-    problems += [
-        f"network.inject {injection.host}: credentials are not injected by this version; drop the entry"
-        for injection in policy.network.inject
-    ]
     return problems
 
 

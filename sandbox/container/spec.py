@@ -23,6 +23,10 @@ SHELL_SOCKET_NAME = "shell.sock"
 SHELLS = "/.agent-runner/shell"
 """The image's own shells, where others that ask stand in their place."""
 PROXY_PORT = 3128
+TRUST_DIRECTORY = "/.agent-runner/trust"
+TRUST_BUNDLE = f"{TRUST_DIRECTORY}/ca-bundle.pem"
+TRUST_STORE = f"{TRUST_DIRECTORY}/truststore.p12"
+RESOLV_CONF = "/etc/resolv.conf"
 HOME = "/home/agent"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -33,6 +37,23 @@ LABEL_SPEC = "agent-runner.spec"
 SMALL_TMPFS_BYTES = 16 * MIB
 SHM_BYTES = 64 * MIB
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+BUNDLE_VARIABLES = (
+    "SSL_CERT_FILE",  # OpenSSL and so Python and Ruby; Go; rustls where it asks the platform
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",  # Debian's git reads neither of the two above
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "npm_config_cafile",
+    "CARGO_HTTP_CAINFO",
+    "DENO_CERT",
+    "AWS_CA_BUNDLE",
+    "BUNDLE_SSL_CA_CERT",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+)
+"""Each program's own variable for a PEM file of roots. Most replace the program's roots by the file's, so it
+holds all that are trusted."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +158,10 @@ class SessionPlaces:
     gid: int
     owner: str
     """``hostname:boot-id:pid:start-time`` of the controller, for the reaper."""
+    trust_directory: str | None = None
+    """Holds ``ca-bundle.pem`` and ``truststore.p12``, which replace the image's roots; None: they stay."""
+    resolv_conf: str | None = None
+    """The resolver configuration; None: the engine's, which is this host's and names its servers."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,10 @@ class Image:
     """What runs command lines: bash where the image has it, since the policy reads them as bash does."""
     asking_shells: AskingShells | None = None
     """Given when the policy names agents."""
+    bundles: tuple[str, ...] = ()
+    """Files with the image's own roots, as PEM; absolute, symlinks resolved."""
+    truststores: tuple[str, ...] = ()
+    """The same for Java's."""
 
 
 def compile_spec(
@@ -209,7 +238,7 @@ def compile_spec(
         uid=places.uid,
         gid=places.gid,
         command=(GUEST,),
-        env=tuple(sorted({**env, **_environment(policy)}.items())),
+        env=tuple(sorted({**env, **_environment(policy, trusts=places.trust_directory is not None)}.items())),
         working_dir=WORKSPACE,
         workspace=replace(places.workspace, flags=flags),
         binds=_binds(image, places, tmpfs),
@@ -248,6 +277,7 @@ def _check_seccomp(seccomp: str) -> None:
 
 
 def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tuple[Bind, ...]:
+    # What a mount of ours hides is not there to be run, or read.
     covered = (WORKSPACE, *(mount.target for mount in tmpfs))
     refusals = []
     for path in sorted(image.blocked_paths):
@@ -255,14 +285,15 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
             raise PolicyError(
                 f"cannot block {path!r}: not an absolute path in normal form; index the image again"
             )
-        # What a mount of ours hides is not there to be run.
-        if not any(path.startswith(f"{target}/") for target in covered):
+        if not _is_beneath(path, covered):
             refusals.append(Bind(image.refusal_binary, path))
     return (
         Bind(places.guest_binary, GUEST),
         # The directory, not the socket: a gateway that makes its socket anew stays reachable.
         Bind(places.egress_directory, EGRESS_DIRECTORY),
         *_shell_binds(image),
+        *_name_resolution(places),
+        *(bind for bind in _trust(image, places) if not _is_beneath(bind.target, covered)),
         *refusals,
     )
 
@@ -274,7 +305,28 @@ def _shell_binds(image: Image) -> tuple[Bind, ...]:
     return (Bind(shells.originals, SHELLS), *(Bind(shells.binary, path) for path in shells.paths))
 
 
-def _environment(policy: Policy) -> dict[str, str]:
+def _is_beneath(path: str, targets: tuple[str, ...]) -> bool:
+    return any(path.startswith(f"{target}/") for target in targets)
+
+
+def _name_resolution(places: SessionPlaces) -> tuple[Bind, ...]:
+    return () if places.resolv_conf is None else (Bind(places.resolv_conf, RESOLV_CONF),)
+
+
+def _trust(image: Image, places: SessionPlaces) -> tuple[Bind, ...]:
+    """Place the roots where our variables point, and over the image's own: not every program reads those."""
+    if places.trust_directory is None:
+        return ()
+    bundle = posixpath.join(places.trust_directory, posixpath.basename(TRUST_BUNDLE))
+    store = posixpath.join(places.trust_directory, posixpath.basename(TRUST_STORE))
+    return (
+        Bind(places.trust_directory, TRUST_DIRECTORY),
+        *(Bind(bundle, path) for path in sorted(image.bundles)),
+        *(Bind(store, path) for path in sorted(image.truststores)),
+    )
+
+
+def _environment(policy: Policy, *, trusts: bool) -> dict[str, str]:
     """Everything a process sees from the start; no value of the host's environment is ever among it."""
     proxy = f"http://127.0.0.1:{PROXY_PORT}"
     local = "localhost,127.0.0.1,::1"
@@ -291,8 +343,13 @@ def _environment(policy: Policy) -> dict[str, str]:
         env[name] = env[name.lower()] = proxy
     if policy.network.allowlist or policy.network.package_indexes:
         # Java announces this variable on stderr, so it is set only where it can be of use.
-        env["JAVA_TOOL_OPTIONS"] = " ".join(
+        java = [
             f"-D{scheme}.proxyHost=127.0.0.1 -D{scheme}.proxyPort={PROXY_PORT}"
             for scheme in ("http", "https")
-        )
+        ]
+        if trusts:
+            java.append(f"-Djavax.net.ssl.trustStore={TRUST_STORE} -Djavax.net.ssl.trustStoreType=PKCS12")
+        env["JAVA_TOOL_OPTIONS"] = " ".join(java)
+    if trusts:
+        env |= dict.fromkeys(BUNDLE_VARIABLES, TRUST_BUNDLE)
     return env

@@ -7,18 +7,23 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from sandbox.egress.answers import refusal_answer, status_of
 from sandbox.egress.attempt import Attempt, peer_credentials
+from sandbox.egress.authority import SessionAuthority, upstream_context
 from sandbox.egress.connection import (
     Connection,
     GatewayLimits,
     RecordUnavailable,
     Surroundings,
 )
+from sandbox.egress.credentials import Credentials
 from sandbox.egress.door import open_door
+from sandbox.egress.inspect import Inspection
 from sandbox.egress.pace import Pace
 from sandbox.egress.pipes import Pipes
 from sandbox.egress.reload import judge_again, refuse_what_needs_a_new_session
@@ -26,7 +31,15 @@ from sandbox.egress.resolve import Dialer, Resolver, SystemResolver, TcpDialer, 
 from sandbox.egress.tunnel import UNLIMITED
 from sandbox.errors import HostError, PolicyError
 from sandbox.events import EgressConnection
-from sandbox.policy.hosts import Authority, EgressDecision, Refusal, invalid_patterns
+from sandbox.policy.hosts import (
+    Authority,
+    EgressDecision,
+    Refusal,
+    decide_egress,
+    inspected_hosts,
+    invalid_patterns,
+    is_denied,
+)
 from sandbox.policy.model import HostEntry, NetworkPolicy
 
 __all__ = ["ByteBudget", "Gateway", "GatewayLimits"]
@@ -66,16 +79,21 @@ class Gateway:
         limits: GatewayLimits | None = None,
         budget: ByteBudget | None = None,
         dialer: Dialer | None = None,
+        credentials: Credentials | None = None,
+        upstream_roots: bytes | None = None,
+        session_seconds: float = 86_400,
     ) -> None:
         """Take the policy; nothing is opened yet.
 
         ``record`` is called before what it describes happens; when it raises, that does not happen, and
         nothing passes any more. ``budget`` is asked before bytes are sent on, and again when the policy
         changes; None: bytes are only counted. ``own_addresses`` of None: asked of the kernel, afresh every
-        second. Raises PolicyError for patterns that mean nothing, HostError for what cannot be enforced yet.
+        second. ``credentials`` are those of ``network.inject``; ``upstream_roots`` (PEM) are trusted besides
+        this host's own when TLS is opened; the session's authority is valid for ``session_seconds``.
+        Raises PolicyError for patterns that mean nothing and for an injection without its value,
+        HostError when the roots cannot be read.
         """
         _refuse_invalid(network)
-        _refuse_inspection(network)
         self.bytes_by_destination = {}
         self._socket_path = socket_path
         self._record = record
@@ -88,6 +106,14 @@ class Gateway:
         self._accepting: asyncio.Task[None] | None = None
         self._connections: dict[asyncio.Task[None], Connection] = {}
         numbers = itertools.count(1)
+        self._credentials = credentials or Credentials()
+        self._credentials.check(network)
+        hosts = inspected_hosts(network)
+        self._authority = (
+            SessionAuthority(hosts, now=datetime.now(UTC), lifetime=timedelta(seconds=session_seconds))
+            if hosts
+            else None
+        )
         self._around = Surroundings(
             network=network,
             limits=self._limits,
@@ -100,7 +126,17 @@ class Gateway:
             next_number=lambda: next(numbers),
             pace=Pace(self._limits.burst_requests, self._limits.requests_per_second),
             pipes=Pipes(),
+            credentials=self._credentials,
+            inspection=None,
         )
+        if self._authority is not None:
+            inspection = self._inspection(self._authority, upstream_roots)
+            self._around = replace(self._around, inspection=inspection)
+
+    @property
+    def authority_pem(self) -> bytes | None:
+        """The certificate that clients of inspected hosts must trust; None when nothing is inspected."""
+        return self._authority.certificate_pem if self._authority is not None else None
 
     async def start(self) -> None:
         """Listen. Raises HostError when the socket cannot be made; a path that exists is never replaced."""
@@ -197,6 +233,33 @@ class Gateway:
             except OSError:
                 return
 
+    def _inspection(self, authority: SessionAuthority, roots: bytes | None) -> Inspection:
+        try:
+            upstream_tls = upstream_context(roots)
+        except ValueError as exc:
+            raise HostError(f"cannot verify inspected hosts: {exc}; give PEM certificates") from exc
+        limits, around = self._limits, self._around
+        return Inspection(
+            authority=authority,
+            upstream_tls=upstream_tls,
+            credentials=self._credentials,
+            dialer=around.dialer,
+            decide=self._decide_again,
+            record=self._record_first,
+            turn=around.pace.turn,
+            handshake_seconds=limits.hello_seconds,
+            head_seconds=limits.head_seconds,
+            keep_seconds=limits.keep_seconds,
+            dial_seconds=limits.dial_seconds,
+            idle_seconds=limits.idle_seconds,
+        )
+
+    def _decide_again(self, target: Authority, address: str) -> EgressDecision:
+        network = self._around.network
+        if is_denied(network, address):
+            return EgressDecision("deny", "address_denied", "network.denylist")
+        return decide_egress(network, target.host, target.port)
+
     def _record_first(self, event: EgressConnection) -> None:
         if self._is_record_broken:
             raise RecordUnavailable
@@ -234,20 +297,3 @@ def _refuse_invalid(network: NetworkPolicy) -> None:
     if problems := invalid_patterns(network):
         first = problems[0]
         raise PolicyError(f"cannot enforce network pattern {first.pattern!r}: {first.message}")
-
-
-def _refuse_inspection(network: NetworkPolicy) -> None:
-    """Refuse what needs TLS to be opened: running without it would quietly drop the rule."""
-    remedy = "drop it, or restrict the entry to ports: [80] with enforce_tls: false"
-    for entry in network.allowlist:
-        if (entry.inspect or entry.rules) and _has_tls_port(network, entry):
-            word = "rules" if entry.rules else "inspect: true"
-            raise HostError(f"cannot enforce {word} for {entry.host}: TLS is not inspected yet; {remedy}")
-    for injection in network.inject:
-        raise HostError(
-            f"cannot inject {injection.header} for {injection.host}: TLS is not inspected yet; drop the entry"
-        )
-
-
-def _has_tls_port(network: NetworkPolicy, entry: HostEntry) -> bool:
-    return network.enforce_tls or any(port != 80 for port in entry.ports)

@@ -18,6 +18,7 @@ from sandbox.policy.commands.programs import (
     REFUSED_BUILTINS,
     SHELLS,
 )
+from sandbox.policy.injections import references
 from sandbox.policy.model import MIB, HostEntry, Policy
 from sandbox.policy.paths import DenyPatterns
 
@@ -27,7 +28,8 @@ RULES: dict[str, tuple[Severity, str]] = {
     "allowed-and-blocked": ("error", "a program is both allowed and blocked"),
     "root-hidden": ("error", "a deny pattern hides the whole workspace"),
     "closed-mode-unavailable": ("error", "shell.mode: closed is not available yet"),
-    "inspect-unavailable": ("info", "inspect, rules or inject are not available yet"),
+    "literal-credential": ("warning", "an injected value stands in the policy itself"),
+    "unbound-key": ("info", "a client's own key for an injected host is let through"),
     "shadowed-pattern": ("warning", "a deny pattern hides nothing that another does not"),
     "shadowed-host": ("warning", "a host entry allows nothing that another does not"),
     "unreachable-host": ("warning", "a host entry is undone by the denylist"),
@@ -259,19 +261,23 @@ def _hosts(policy: Policy) -> Iterator[_Remark]:
         undone = next((d for d in network.denylist if _pattern_covers(d, entry.host)), None)
         if undone is not None:
             yield "unreachable-host", where, f"{entry.host!r} can never be reached: denylist {undone!r} wins"
-        if entry.inspect or entry.rules:
-            yield (
-                "inspect-unavailable",
-                where,
-                (f"{entry.host!r} asks for inspect or rules: not available yet, a session is refused"),
-            )
     yield from _duplicates("network.denylist", network.denylist)
-    if network.inject:
-        yield (
-            "inspect-unavailable",
-            "network.inject",
-            "inject is not available yet, a session with it is refused",
-        )
+    for index, injection in enumerate(network.inject):
+        where = f"network.inject.{index}"
+        if not any(references(injection.value)):
+            yield (
+                "literal-credential",
+                where,
+                f"{injection.header} for {injection.host!r} is spelt out: whoever reads the policy or its "
+                "record reads it; use ${NAME} or ${file:/path}",
+            )
+        if injection.mode == "replace_placeholder":
+            yield (
+                "unbound-key",
+                where,
+                f"{injection.header} for {injection.host!r} without the placeholder passes as the client "
+                "sent it, with another account's key too; mode replace_always does not let it",
+            )
 
 
 def _covers(wide: HostEntry, narrow: HostEntry) -> bool:

@@ -224,6 +224,8 @@ async def _release(session: OpenSession) -> None:
         (session.directory.path / "upper").rename(session.directory.changes)
     await asyncio.to_thread(release_workspace, session.directory.path)
     shutil.rmtree(session.directory.egress)
+    if session.directory.trust.exists():
+        shutil.rmtree(session.directory.trust)
 
 
 def _text(path: Path) -> str:

@@ -41,8 +41,9 @@ from sandbox.container.workspace.prepare import (
 )
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
+from sandbox.egress.trust import read_host_roots, read_operator_roots, write_trust
 from sandbox.errors import EngineError, GuestError, PolicyError
-from sandbox.events import ContainerStarted, SessionStarted
+from sandbox.events import ContainerStarted, EgressConnection, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
@@ -156,22 +157,26 @@ async def open_session(
         workspace = await run_in_thread(
             asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
         )
+        ledger = Ledger.create(directory.ledger, clock=_now)
+        undo.callback(ledger.close)
+        fold = ResultFold()
+        recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
+        egress_bytes = EgressBytes(meter, recorder.record)
+        gateway, extra_roots = _gateway(plan, directory, recorder.record, egress_bytes, make_gateway)
+        # The authority that the container trusts is the gateway's own: it is made before the container is.
+        trust = _trust_directory(directory, gateway, extra_roots)
+        if trust is not None:
+            write_trust(trust, gateway.authority_pem, read_host_roots() + extra_roots)
         spec = compile_spec(
             policy,
             image,
-            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner),
+            _places(directory, workspace.volume, workspace.uid, workspace.gid, owner, trust),
             seccomp.text,
             hosts=_hosts(plan),
             env=plan.index_env,
         )
         if extra_binds:
             spec = with_binds(spec, extra_binds)
-        ledger = Ledger.create(directory.ledger, clock=_now)
-        undo.callback(ledger.close)
-        fold = ResultFold()
-        recorder = Recorder(ledger, (fold, Charges(meter), *listeners))
-        egress_bytes = EgressBytes(meter, recorder.record)
-        gateway = make_gateway(policy.network, directory.egress_socket, recorder.record, budget=egress_bytes)
         await gateway.start()
         undo.push_async_callback(gateway.stop)
         shells = await _start_shells(policy, directory, recorder)
@@ -219,7 +224,9 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
-    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
+    gateway, extra_roots = _gateway(plan, directory, lambda event: None)
+    trust = _trust_directory(directory, gateway, extra_roots)
+    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER", trust)
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
@@ -255,7 +262,12 @@ async def _start_shells(policy: Policy, directory: SessionDirectory, recorder: R
 
 
 def _places(
-    directory: SessionDirectory, workspace: OverlayVolume, uid: int, gid: int, owner: str
+    directory: SessionDirectory,
+    workspace: OverlayVolume,
+    uid: int,
+    gid: int,
+    owner: str,
+    trust: Path | None,
 ) -> SessionPlaces:
     return SessionPlaces(
         session_id=directory.session_id,
@@ -265,7 +277,35 @@ def _places(
         uid=uid,
         gid=gid,
         owner=owner,
+        trust_directory=None if trust is None else str(trust),
+        resolv_conf=str(shipped("images/resolv.conf")),
     )
+
+
+def _gateway(
+    plan: RunPlan,
+    directory: SessionDirectory,
+    record: Callable[[EgressConnection], None],
+    budget: EgressBytes | None = None,
+    make: Callable[..., Gateway] = Gateway,
+) -> tuple[Gateway, bytes]:
+    """Return the session's gateway, not started yet, and the operator's roots, which it trusts as well."""
+    extra_roots = b"" if plan.extra_roots is None else read_operator_roots(plan.extra_roots)
+    gateway = make(
+        plan.policy.network,
+        directory.egress_socket,
+        record,
+        budget=budget,
+        credentials=plan.credentials,
+        upstream_roots=extra_roots or None,
+        session_seconds=plan.policy.limits.wall_seconds,
+    )
+    return gateway, extra_roots
+
+
+def _trust_directory(directory: SessionDirectory, gateway: Gateway, extra_roots: bytes) -> Path | None:
+    """Return where the session's roots are kept; None when the image's own are all that is needed."""
+    return directory.trust if gateway.authority_pem is not None or extra_roots else None
 
 
 def _hosts(plan: RunPlan) -> dict[str, str]:

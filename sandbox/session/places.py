@@ -54,6 +54,11 @@ class SessionDirectory:
         """Where the gateway listens."""
         return self.egress / "proxy.sock"
 
+    @property
+    def trust(self) -> Path:
+        """Mounted read-only in the container when something is inspected; root certificates, no keys."""
+        return self.path / "trust"
+
 
 def create_session_directory(state: Path, session_id: str, owner: str) -> SessionDirectory:
     """Claim a session's directory, readable by its user only. Raises StateError when it cannot be made."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.budget import MAX_AMOUNT
+from sandbox.egress.credentials import Credentials, resolve_credentials
 from sandbox.egress.indexes import index_environment, resolve_package_indexes
+from sandbox.egress.trust import EXTRA_ROOTS
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import NetworkPolicy, Policy, RoutingPolicy
@@ -48,6 +50,10 @@ class RunPlan:
     fallback_model: str | None
     index_env: Mapping[str, str]
     """Variables that point the package clients in the container at this machine's indexes."""
+    extra_roots: Path | None = None
+    """The operator's own root certificates, a PEM file; they are trusted beside this host's. None: none."""
+    credentials: Credentials = field(default_factory=Credentials, repr=False)
+    """The values of ``network.inject``: neither recorded nor digested, and never shown."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -64,9 +70,12 @@ class RunPlan:
 def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
-    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names.
+    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names;
+    ``environ`` also holds the variables of ``network.inject``, and in ``AGENT_RUNNER_EXTRA_CA_CERTS`` the
+    name of a file with the operator's own root certificates.
     Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
-    UTF-8, and when no model is named anywhere; HostError when a package index cannot be allowed.
+    UTF-8, for a credential without value, and when no model is named anywhere; HostError when a package
+    index cannot be allowed.
     """
     policy = request.loaded.policy
     routing = policy.routing
@@ -113,6 +122,8 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         model=model,
         fallback_model=effective.routing.fallback_model,
         index_env=index_environment(policy.network.package_indexes, environ, home),
+        extra_roots=Path(environ[EXTRA_ROOTS]).absolute() if environ.get(EXTRA_ROOTS) else None,
+        credentials=resolve_credentials(policy.network, environ),
     )
 
 

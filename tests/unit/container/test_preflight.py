@@ -8,7 +8,7 @@ import pytest
 from sandbox.container.preflight import check_host
 from sandbox.container.runtime import EngineFacts
 from sandbox.errors import EngineError
-from sandbox.policy.model import HostEntry, Injection, NetworkPolicy, Policy, RequestRule, ShellPolicy
+from sandbox.policy.model import Policy, ShellPolicy
 
 GOOD = EngineFacts("20.10.24+dfsg1", ("io.containerd.runc.v2", "runc"), True, ())
 
@@ -42,28 +42,6 @@ def test_an_engine_that_lacks_a_control_is_refused(changes: dict[str, Any], word
     [
         (Policy(name="p", shell=ShellPolicy(mode="closed")), "shell.mode: closed"),
         (Policy(name="p", runtime="runsc"), "runtime runsc is not registered"),
-        (
-            Policy(name="p", network=NetworkPolicy(allowlist=(HostEntry(host="a.example", inspect=True),))),
-            "a.example: inspect: true is not enforced",
-        ),
-        (
-            Policy(
-                name="p",
-                network=NetworkPolicy(
-                    allowlist=(
-                        HostEntry(host="b.example", rules=(RequestRule(methods=("GET",), path="/**"),)),
-                    )
-                ),
-            ),
-            "b.example: rules is not enforced",
-        ),
-        (
-            Policy(
-                name="p",
-                network=NetworkPolicy(inject=(Injection(host="c.example", header="X", value="v"),)),
-            ),
-            "network.inject c.example",
-        ),
     ],
 )
 def test_what_is_not_enforced_yet_is_refused_not_ignored(policy: Policy, words: str) -> None:

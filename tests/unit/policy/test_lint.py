@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from sandbox.policy.load import load_policy
 from sandbox.policy.model import (
     FilesystemPolicy,
     HostEntry,
+    Injection,
     Limits,
     NetworkPolicy,
     Policy,
     PolicyTest,
-    RequestRule,
     RoutingPolicy,
     ShellPolicy,
 )
@@ -51,7 +52,13 @@ def _files(*patterns: str) -> Policy:
     return _with(filesystem=FilesystemPolicy(deny_patterns=("**/.env*", *patterns)))
 
 
-RULE_ENTRY = HostEntry(host="a.test", rules=(RequestRule(methods=("GET",), path="/**"),))
+INSPECTED = (HostEntry(host="a.test", inspect=True),)
+
+
+def _inject(**fields: Any) -> Policy:
+    injection = {"host": "a.test", "header": "X-Key", "value": "${KEY}", **fields}
+    return _network(allowlist=INSPECTED, inject=(Injection(**injection),))
+
 
 TRIPPED = [
     ("allowed-and-blocked", "shell.allowed_binaries.1", _shell(blocked_commands=("cat",))),
@@ -60,7 +67,8 @@ TRIPPED = [
     ("root-hidden", "filesystem.deny_patterns.1", _files("*")),
     ("closed-mode-unavailable", "shell.mode", _shell(mode="closed")),
     ("helpers-unused", "shell.helpers", _shell(helpers={"ls": ("cat",)})),
-    ("inspect-unavailable", "network.allowlist.0", _network(allowlist=(RULE_ENTRY,))),
+    ("literal-credential", "network.inject.0", _inject(value="Bearer x")),
+    ("unbound-key", "network.inject.0", _inject(mode="replace_placeholder", placeholder="decoy-12345")),
     ("shadowed-pattern", "filesystem.deny_patterns.2", _files("**/secrets/**", "deep/secrets/**")),
     ("shadowed-pattern", "filesystem.deny_patterns.1", _files("**/.env.local")),
     ("shadowed-host", "network.allowlist.1", _hosts("*.a.test", "b.a.test")),
