@@ -401,7 +401,7 @@ async def test_a_silent_exchange_ends(tmp_path: Path) -> None:
         assert (answer.reason, answer.status) == ("upstream_malformed", 502)
 
 
-async def test_old_tls_sessions_resumption_and_renegotiation_are_off(tmp_path: Path) -> None:
+async def test_no_tickets_are_given_and_tls_1_2_is_served(tmp_path: Path) -> None:
     async with opened(tmp_path) as here:
         inner = await here.inner(FREE)
         await ask(inner, request("GET /"))
