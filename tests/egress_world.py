@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import ssl
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -103,6 +104,10 @@ class Origin:
         """Close each TLS connection behind its first answer."""
         self.port = 0
         self.open_connections = 0
+        self.answers_early = False
+        """Answer at the first bytes of a request."""
+        self.has_spoken = False
+        self._speaking: Callable[[bytes], None] | None = None
         self._context = context
         self._server: asyncio.Server | None = None
 
@@ -114,12 +119,29 @@ class Origin:
         assert self._server is not None
         self._server.close()
 
+    def say(self, data: bytes) -> None:
+        """Send something nobody asked for on the latest TLS connection."""
+        assert self._speaking is not None
+        self._speaking(data)
+        self.has_spoken = True
+
+    def change_tls(self, context: ssl.SSLContext) -> None:
+        """Use another certificate from the next connection on."""
+        self._context = context
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open_connections += 1
         self.connections += 1
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = self._context.wrap_bio(incoming, outgoing, server_side=True) if self._context else None
-        text, is_shaken = b"", False
+        text, is_shaken, known = b"", False, len(self.requests)
+
+        def speak(data: bytes) -> None:
+            assert tls is not None
+            tls.write(data)
+            writer.write(outgoing.read())
+
+        self._speaking = speak
         try:
             while data := await reader.read(65536):
                 self.received += data
@@ -137,7 +159,7 @@ class Origin:
                             text += piece
                     except ssl.SSLWantReadError:
                         pass
-                if _has_whole_request(text):
+                if _has_whole_request(text) or (self.answers_early and text):
                     self.requests.append(text)
                     text = b""
                     if tls is None:
@@ -148,7 +170,7 @@ class Origin:
                 await writer.drain()
                 if tls is None and self.requests and b"Connection: close" in self.requests[-1]:
                     break
-                if tls is not None and self.is_closing and self.requests:
+                if tls is not None and self.is_closing and len(self.requests) > known:
                     break
         except (OSError, ssl.SSLError):
             pass
@@ -263,6 +285,16 @@ class TlsClient:
     async def read(self, limit: int = 65536) -> bytes:
         """Return the next piece, empty after a goodbye; a cut raises ConnectionResetError."""
         return await self._until(lambda: self._tls.read(limit))
+
+    async def say_goodbye(self) -> None:
+        """End TLS in good order."""
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        await self._flush()
+
+    def parting(self) -> bytes:
+        """Return what TLS still has to say, an alert after a failed handshake."""
+        return self._outgoing.read()
 
     @property
     def session(self) -> ssl.SSLObject:
@@ -502,7 +534,8 @@ def server_context(*hosts: str, is_self_signed: bool = False, is_old: bool = Fal
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if is_old:
         context.set_ciphers("ALL:@SECLEVEL=0")
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
     # load_cert_chain reads files only.
     directory = os.memfd_create("certificate")
     with os.fdopen(directory, "wb") as file:

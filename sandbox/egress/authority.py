@@ -76,8 +76,9 @@ class SessionAuthority:
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # No second handshake and no resumption: each connection proves its name afresh, and without
-        # tickets there is no 0-RTT data, which could be sent twice.
+        # No second handshake, and no tickets: without them there is no 0-RTT data, which could be sent
+        # twice. TLS 1.2 may resume by session id, within this one host's context; the hello's name is
+        # checked all the same.
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
         context.num_tickets = 0
         context.set_alpn_protocols(ALPN)

@@ -65,7 +65,10 @@ class RequestBody:
         """Return the next piece, empty at the end. Raises BodyRefused."""
         while not self._pieces and not self.is_complete:
             if not self._pending:
-                data = await self._client.receive(CHUNK_BYTES)
+                try:
+                    data = await self._client.receive(CHUNK_BYTES)
+                except ConnectionError:
+                    data = b""
                 if not data:
                     raise _refused("the client closed inside its request")
                 self._pending += data

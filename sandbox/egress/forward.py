@@ -118,6 +118,8 @@ async def exchange(
                     return Outcome(failure.refusal.reason, failure.refusal, is_begun=response.has_head)
                 if isinstance(failure, BudgetSpent):
                     return Outcome("budget_spent", is_begun=True)
+                if failure is not None and not isinstance(failure, OSError):
+                    raise failure
                 # A reset while sending often means that an answer is waiting to be read.
         outcome = receiving.result()
         is_sent = sending.done() and sending.exception() is None

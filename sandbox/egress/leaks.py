@@ -19,6 +19,8 @@ MISUSE = Refusal(
     "credential_misuse", "a placeholder belongs in its own header, on its own host, and nowhere else"
 )
 
+_SHOWN = 3
+
 
 class Watch:
     """What to look for in one session's traffic. Cheap to ask when there is nothing to look for."""
@@ -29,8 +31,8 @@ class Watch:
         self._placeholders = tuple(dict.fromkeys(placeholders))
         self._forms = tuple(dict.fromkeys(form for secret in self._secrets for form in _forms(secret)))
         plain = (*self._secrets, *self._placeholders)
-        # Percent-encoded, each byte may take three.
-        self.reach = max([0, *(3 * len(one) for one in plain), *(len(form) for form in self._forms)])
+        # Percent-encoded twice, each byte takes five.
+        self.reach = max([0, *(5 * len(one) for one in plain), *(len(form) for form in self._forms)])
 
     def find(self, data: bytes) -> Refusal | None:
         """Return why some bytes may not leave, or None."""
@@ -73,6 +75,7 @@ class Redactor:
     def __init__(self, forms: tuple[bytes, ...]) -> None:
         self._forms = forms
         self._longest = max((len(form) for form in forms), default=0)
+        self._shown = b""
         self._held = b""
 
     def clean(self, data: bytes) -> bytes:
@@ -82,17 +85,23 @@ class Redactor:
         return data
 
     def feed(self, data: bytes) -> bytes:
-        """Return what is safe to pass on; an end that may be a credential's beginning is held back."""
+        """Return what is safe to pass on; an end that may be a credential's beginning is held back.
+
+        Its first three bytes are not: any text may end in those, and who waits for an answer's last byte
+        before speaking again would wait for ever.
+        """
         if not self._forms:
             return data
-        window = self.clean(self._held + data)
-        held = self._suspicious_end(window)
-        self._held = window[len(window) - held :]
-        return window[: len(window) - held]
+        window = self.clean(self._shown + self._held + data)
+        begins = len(window) - self._suspicious_end(window)
+        passed = min(begins + _SHOWN, len(window))
+        out = window[len(self._shown) : passed]
+        self._shown, self._held = window[begins:passed], window[passed:]
+        return out
 
     def finish(self) -> bytes:
         """Return what was held back."""
-        held, self._held = self._held, b""
+        held, self._shown, self._held = self._held, b"", b""
         return held
 
     def _suspicious_end(self, window: bytes) -> int:

@@ -101,7 +101,7 @@ class TlsStream:
             except ssl.SSLError as exc:
                 raise ConnectionResetError(f"TLS ended badly: {exc.reason}") from exc
             else:
-                return data
+                return self._with_more(data, limit) if data else data
 
     async def send(self, data: Data) -> None:
         """Encrypt and write."""
@@ -138,6 +138,16 @@ class TlsStream:
                 self._connection.send(self._outgoing.read())
         self._is_broken = True
         self._connection.close()
+
+    def _with_more(self, data: bytes, limit: int) -> bytes:
+        """Add what is here already: a record holds 16 KiB at most, and each turn of the loop costs."""
+        pieces, size = [data], len(data)
+        # What ends the connection stays there for the next reader.
+        with suppress(ssl.SSLError):
+            while size < limit and (data := self._tls.read(limit - size)):
+                pieces.append(data)
+                size += len(data)
+        return b"".join(pieces) if len(pieces) > 1 else pieces[0]
 
     async def _fill(self) -> None:
         self._take(await asyncio.get_running_loop().sock_recv(self._connection, CHUNK_BYTES))
