@@ -19,7 +19,7 @@ struct guest {
     uint32_t landlock_abi;
     bool has_subreaper;   /* false under gVisor: an orphan goes to PID 1, whatever command it belonged to */
     bool is_separate;     /* true: commands run as uid and gid, the guest as a user of its own (identity.c) */
-    uint32_t uid, gid;
+    uint32_t uid, gid, processes; /* processes: the most that user may have */
     struct rlimit nofile; /* as the container came with it; what commands get back */
 };
 
@@ -58,7 +58,7 @@ _Noreturn void list_files(const struct list_request *request);
 _Noreturn void search_files(const struct search_request *request);
 
 /* identity.c */
-void separate_from_commands(struct guest *guest, const char *uid, const char *gid);
+void separate_from_commands(struct guest *guest, char *const *arguments);
 void act_as_command(const struct guest *guest, bool is_begun);
 bool become_user(const struct guest *guest);
 void drop_capabilities(const struct guest *guest);

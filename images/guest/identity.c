@@ -37,15 +37,17 @@ static uint32_t number(const char *text)
     errno = 0;
     unsigned long value = strtoul(text, &end, 10);
     if (errno || *end || end == text || value < 1 || value > 0x7fffffff)
-        die("'%s' is no user or group that commands may run as", text);
+        die("'%s' is no user, group or number of processes for commands", text);
     return (uint32_t)value;
 }
 
-/* In PID 1, started as root: become the guest's own user, keeping what it takes to start and kill commands as another. */
-void separate_from_commands(struct guest *guest, const char *uid, const char *gid)
+/* In PID 1, started as root: become the guest's own user, keeping what it takes to start and kill commands as another.
+ * The arguments: user, group and most processes of commands. */
+void separate_from_commands(struct guest *guest, char *const *arguments)
 {
-    guest->uid = number(uid);
-    guest->gid = number(gid);
+    guest->uid = number(arguments[0]);
+    guest->gid = number(arguments[1]);
+    guest->processes = number(arguments[2]);
     uid_t own = guest->uid == OWN_USER ? OWN_USER - 1 : OWN_USER;
     if (geteuid() != 0)
         die("must be started as root to give commands a user of their own");
@@ -77,6 +79,10 @@ bool become_user(const struct guest *guest)
 {
     if (!guest->is_separate)
         return true;
+    /* The container's pids limit counts gVisor's own threads, and ends the whole sandbox when it is reached. */
+    struct rlimit processes = {guest->processes, guest->processes};
+    if (setrlimit(RLIMIT_NPROC, &processes) < 0)
+        return false;
     if (setresgid(guest->gid, guest->gid, guest->gid) < 0 || setresuid(guest->uid, guest->uid, guest->uid) < 0)
         return false;
     hold_capabilities(0);

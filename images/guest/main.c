@@ -569,8 +569,8 @@ int main(int argc, char **argv)
     /* First of all: the channel is open already, and a process of the same uid could take it. */
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         die("cannot become undumpable: %s", strerror(errno));
-    if (argc == 4 && strcmp(argv[1], "commands-as") == 0)
-        separate_from_commands(&guest, argv[2], argv[3]);
+    if (argc == 5 && strcmp(argv[1], "commands-as") == 0)
+        separate_from_commands(&guest, argv + 2);
     if (getpid() != 1)
         die("is the first process of a container; it is not to be run otherwise");
     if (geteuid() == 0 || getuid() == 0)

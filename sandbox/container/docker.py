@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sandbox.container import verify
+from sandbox.container import gvisor, verify
 from sandbox.container.attach import AttachedStream
 from sandbox.container.runtime import ContainerState, ContainerStream, EngineFacts, Owned
 from sandbox.container.spec import LABEL_OWNER, LABEL_SESSION, WORKSPACE, ContainerSpec, OverlayVolume
@@ -166,6 +166,10 @@ class DockerRuntime:
             runtimes=tuple(sorted(info.get("Runtimes") or {})),
             has_seccomp="name=seccomp" in options,
             missing_controls=tuple(missing),
+            runtime_args={
+                name: tuple(runtime.get("runtimeArgs") or ())
+                for name, runtime in (info.get("Runtimes") or {}).items()
+            },
         )
 
     def _image_id(self, reference: str) -> str:
@@ -235,9 +239,6 @@ class DockerRuntime:
                 "it shall be; create it again"
             )
         self._client().start(container_id)
-        # gVisor's process on the host is gVisor itself; what it gives its guests is not in our /proc.
-        if spec.runtime != "runc":
-            return
         pid = int(self._inspect(container_id)["State"]["Pid"])
         with contextlib.suppress(OSError):  # gone already; looked at below
             _wait_executed(pid)
@@ -324,6 +325,7 @@ def _container_options(client: APIClient, spec: ContainerSpec) -> dict[str, Any]
         network_mode=spec.network,
         read_only=spec.read_only_root,
         cap_drop=[*spec.dropped_capabilities],
+        cap_add=[*spec.added_capabilities],
         security_opt=verify.security_options(spec),
         runtime=spec.runtime,
         mem_limit=spec.memory_bytes,
@@ -349,7 +351,7 @@ def _container_options(client: APIClient, spec: ContainerSpec) -> dict[str, Any]
         "entrypoint": [*spec.command],
         "name": spec.name,
         "hostname": spec.hostname,
-        "user": f"{spec.uid}:{spec.gid}",
+        "user": verify.first_user(spec),
         "environment": dict(spec.env),
         "working_dir": spec.working_dir,
         "labels": dict(spec.labels),
@@ -433,8 +435,10 @@ def _settle_overlay(client: APIClient, container_id: str) -> None:
 
 
 def _find_unenforced(spec: ContainerSpec, pid: int, container_id: str) -> list[str]:
+    # gVisor's process on the host is gVisor itself; what it gives its guests is asked inside, by the guest.
+    find = gvisor.find_unenforced_outside if spec.runtime == "runsc" else verify.find_unenforced
     try:
-        return verify.find_unenforced(spec, pid, container_id)
+        return find(spec, pid, container_id)
     except OSError as exc:
         return [f"all of them: process {pid} cannot be read ({exc.strerror}), is the engine elsewhere?"]
 

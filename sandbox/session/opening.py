@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.budget import Meter
+from sandbox.container import gvisor
 from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.patch.export import require_git
 from sandbox.container.preflight import check_host
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
-from sandbox.container.seccomp import load_seccomp
+from sandbox.container.seccomp import SeccompProfile, load_seccomp
 from sandbox.container.spec import (
     EGRESS_SOCKET,
     PROXY_PORT,
@@ -40,7 +41,7 @@ from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
-from sandbox.guest.messages import GuestConfig, Relay
+from sandbox.guest.messages import Command, CommandResult, GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
@@ -56,6 +57,7 @@ from sandbox.session.result import ResultFold
 from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
+REPORT_BYTES = 1024 * 1024
 LANDLOCK_ABI_WITH_SCOPES = 6
 """Linux 6.12. The guest asks for scopes from this one on."""
 
@@ -120,7 +122,7 @@ async def open_session(
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
     _relays(plan)  # more names than the guest has room for are refused before anything is made
-    seccomp = load_seccomp(policy.seccomp, plan.policy_source)
+    seccomp = _seccomp(plan)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
     # What the end needs is looked for before the beginning.
@@ -172,7 +174,7 @@ async def open_session(
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
-        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
+        started=asyncio.create_task(_start(plan, spec, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
         warnings=warnings,
     )
@@ -185,13 +187,39 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     """
     check_host(plan.policy, await runtime.facts())
     _relays(plan)
-    seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    seccomp = _seccomp(plan)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
     places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
+
+
+async def _look_inside(spec: ContainerSpec, channel: GuestChannel) -> list[str]:
+    """Check what is in force inside gVisor, as its first command; return what the result's reader should know.
+
+    Raises EngineError when a control is not in force, before anything else has run.
+    """
+    report = await channel.run(
+        Command(gvisor.REPORT_COMMAND, timeout_seconds=HANDSHAKE_SECONDS, max_output_bytes=REPORT_BYTES)
+    )
+    if not isinstance(report, CommandResult) or report.exit_code != 0:
+        problems = [f"what is in force cannot be told: {report}"]
+    else:
+        problems = gvisor.find_unenforced_inside(spec, report.stdout)
+    if problems:
+        raise EngineError(
+            f"cannot use container {spec.name}: not in force inside gVisor: {'; '.join(problems)}; "
+            "update runsc, or use runtime: runc"
+        )
+    return gvisor.warnings(report.stdout) if isinstance(report, CommandResult) else []
+
+
+def _seccomp(plan: RunPlan) -> SeccompProfile:
+    """The profile as the engine is given it: what is recorded is what is in force."""
+    profile = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    return gvisor.seccomp_for_gvisor(profile) if plan.policy.runtime == "runsc" else profile
 
 
 def _now() -> datetime:
@@ -276,6 +304,7 @@ def _started(
 
 async def _start(
     plan: RunPlan,
+    spec: ContainerSpec,
     runtime: Runtime,
     container_id: str,
     recorder: Recorder,
@@ -285,7 +314,11 @@ async def _start(
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
     try:
-        config = GuestConfig(egress_socket=EGRESS_SOCKET, relays=_relays(plan))
+        config = GuestConfig(
+            egress_socket=EGRESS_SOCKET,
+            relays=_relays(plan),
+            observe_execs=plan.policy.runtime != "runsc",  # gVisor has no user notification
+        )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:
         await channel.close()
@@ -297,6 +330,12 @@ async def _start(
             "keep a command's signals to itself; one that kills its keeper loses its output, and PID 1 kills "
             "what is left of it"
         )
+    if plan.policy.runtime == "runsc":
+        try:
+            warnings += await _look_inside(spec, channel)
+        except BaseException:
+            await channel.close()
+            raise
     recorder.record(
         ContainerStarted(
             container_id=container_id,
