@@ -1,13 +1,14 @@
 """What gVisor's runsc gives otherwise than runc, and how that is known. Pure but for reading /proc. D2
 
-Under runsc the kernel that commands attack is gVisor's own (the Sentry), an ordinary process of the host. What
-runs inside cannot be seen in the host's /proc, so three accounts take the place of one: the arguments the
-runtime is registered with (before), the Sentry's own process (after the start), and what the guest reads inside
-as its first command, before any hostile code has run. One difference, and the container is not used.
+Under runsc the kernel that commands attack is gVisor's own (the Sentry), an ordinary process of the host.
+What runs inside cannot be seen in the host's /proc, so three accounts take the place of one: the arguments
+the runtime is registered with (before), the Sentry's own process (after the start), and what the guest reads
+inside as its first command, before any hostile code has run. One difference, and the container is not used.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterable
@@ -29,6 +30,8 @@ REPORT_COMMAND = (GUEST, "controls")
 """Reports what is in force for a command, on stdout; run before any other."""
 
 LEAST_MEMORY = 128 * MIB
+SILENT_END = 2
+"""How runsc's process exits when it can start no more threads; it says nothing."""
 
 _REQUIRED = {
     "network": (("none",), "no network stack that could be wired to the host's"),
@@ -41,17 +44,16 @@ _HARMLESS = frozenset(
     {"alsologtostderr", "debug", "debug-command", "debug-log", "debug-log-fd", "debug-log-format", "log"}
     | {"log-fd", "log-format", "panic-log", "panic-log-fd", "root", "systemd-cgroup", "watchdog-action"}
 )
-"""May be set either way. Any other argument is refused: ``--overlay2`` keeps the workspace's changes in memory,
-``--ignore-cgroups`` lifts the limits, ``--network=host`` is what it says, and new ones nobody has looked at."""
+"""May be set either way. Any other argument is refused: ``--overlay2`` keeps the workspace's changes in
+memory, ``--ignore-cgroups`` lifts the limits, and a new one is one that nobody has looked at."""
 
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd")
 _OWN_MOUNTS = frozenset({"/dev", "/dev/pts", "/dev/shm", "/proc"})  # noqa: S108 - inside the container
 """gVisor's own, without a file of the host behind them."""
-_EINVAL = 22
 
 
 def find_wrong_args(args: Iterable[str]) -> list[str]:
-    """Name what is missing from, or wrong in, the arguments runsc is registered with; empty when all is well."""
+    """Name what is missing from, or wrong in, the arguments runsc is registered with; empty: all is well."""
     given = _flags(args)
     found = [
         f"--{name}={values[0]} is missing ({reason})"
@@ -98,9 +100,9 @@ def seccomp_for_gvisor(profile: SeccompProfile) -> SeccompProfile:
 
     gVisor answers EPERM to whatever a profile refuses, with whichever errno. Programs take EPERM from a call
     such as clone3 for the end, where ENOSYS lets them use the older one: Python could start no thread.
-    ``SCMP_ACT_TRACE`` answers ENOSYS when nobody traces, and stands for every refusal with ENOSYS and for calls
-    the profile does not name, among them those whose names gVisor does not know. ``setgroups`` is permitted:
-    the guest needs it before it gives its privilege up; a command's call fails for lack of CAP_SETGID.
+    ``SCMP_ACT_TRACE`` answers ENOSYS when nobody traces, and stands for every refusal with ENOSYS and for
+    calls the profile does not name, among them those whose names gVisor does not know. ``setgroups`` is
+    permitted: the guest needs it before it gives its privilege up; a command's fails for lack of CAP_SETGID.
     Raises PolicyError when the profile permits ptrace: a tracer could let traced calls pass.
     """
     content: dict[str, Any] = json.loads(profile.text)  # Any: whatever JSON holds; load_seccomp checked it
@@ -117,9 +119,8 @@ def seccomp_for_gvisor(profile: SeccompProfile) -> SeccompProfile:
         if not names:
             continue
         changed = {**rule, "names": names}
-        if changed["action"] == "SCMP_ACT_ERRNO":
-            if changed.pop("errnoRet", None) == 38:  # ENOSYS
-                changed["action"] = "SCMP_ACT_TRACE"
+        if changed["action"] == "SCMP_ACT_ERRNO" and changed.pop("errnoRet", None) == errno.ENOSYS:
+            changed["action"] = "SCMP_ACT_TRACE"
         rules.append(changed)
     comment = "The guest drops its supplementary groups; commands have no CAP_SETGID."
     rules.append({"names": ["setgroups"], "action": "SCMP_ACT_ALLOW", "comment": comment})
@@ -132,7 +133,7 @@ def find_unenforced_outside(
 ) -> list[str]:
     """Name the controls that the host's kernel does not report as in force on a container's Sentry.
 
-    ``pid`` is the host's number of what the engine calls the container's process. Raises OSError when it is gone.
+    ``pid`` is the host's number of what the engine calls the container's process. Raises OSError when gone.
     """
     cgroup = (proc / str(pid) / "cgroup").read_text()
     if container_id not in cgroup:
@@ -155,7 +156,7 @@ def find_unenforced_outside(
 
 
 def find_unenforced_inside(spec: ContainerSpec, report: bytes) -> list[str]:
-    """Name the controls that the guest's report of a command does not show as in force; see ``REPORT_COMMAND``."""
+    """Name the controls that the output of ``REPORT_COMMAND`` does not show as in force."""
     parts = _parts(report)
     status = pairs(parts.get("status", []), separator=":")
     calls = pairs(parts.get("calls", []), separator=" ")
@@ -181,16 +182,16 @@ def warnings(report: bytes) -> list[str]:
         "dynamic loader",
         "gVisor: a command over the memory limit ends the whole sandbox, not itself alone",
     ]
-    if pairs(_parts(report).get("calls", []), separator=" ").get("stat") == str(_EINVAL):
+    if pairs(_parts(report).get("calls", []), separator=" ").get("stat") == str(errno.EINVAL):
         found.append(
-            "gVisor: this release of runsc refuses a flag of stat(2) that ls and stat of newer coreutils give: "
+            "gVisor: this release of runsc refuses a flag of stat(2) that newer coreutils give, so that "
             "`ls FILE` and `stat` fail with EINVAL inside; install a newer runsc"
         )
     return found
 
 
 def _flags(args: Iterable[str]) -> dict[str, str]:
-    """``--name=value``, ``-name=value`` and ``--name`` (true), as Go's flag package reads them; the last counts."""
+    """``--name=value``, ``-name=value`` and ``--name`` (true), as Go reads them; the last one counts."""
     given = {}
     for argument in args:
         if argument:

@@ -44,8 +44,8 @@ def _engine_problems(policy: Policy, facts: EngineFacts) -> list[str]:
         )
     elif policy.runtime == "runsc" and (wrong := find_wrong_args(facts.runtime_args.get("runsc", ()))):
         problems.append(
-            f"runtime runsc is registered with arguments that cannot be used ({'; '.join(wrong)}); write into "
-            f"daemon.json {registration()} and have the engine read it (kill -HUP of dockerd)"
+            f"runtime runsc is registered with arguments that cannot be used ({'; '.join(wrong)}); "
+            f"write into daemon.json {registration()} and have the engine read it (kill -HUP of dockerd)"
         )
     if not facts.has_seccomp:
         problems.append(

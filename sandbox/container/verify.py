@@ -165,7 +165,7 @@ def _short(value: object) -> str:
 
 
 def find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
-    """Compare limits with the cgroup files, of either cgroup version; ``cgroup`` as in ``/proc/PID/cgroup``."""
+    """Compare limits with the cgroup files, of either version; ``cgroup`` as ``/proc/PID/cgroup`` has it."""
     quota = round(spec.cpus * CPU_PERIOD_US)
     paths = {}
     for line in cgroup.splitlines():

@@ -197,7 +197,7 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
 
 
 async def _look_inside(spec: ContainerSpec, channel: GuestChannel) -> list[str]:
-    """Check what is in force inside gVisor, as its first command; return what the result's reader should know.
+    """Check what is in force inside gVisor, by its first command; return warnings for the result.
 
     Raises EngineError when a control is not in force, before anything else has run.
     """

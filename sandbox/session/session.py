@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from sandbox.budget import Meter
+from sandbox.container.gvisor import SILENT_END
 from sandbox.errors import GuestError, HostError, RecordError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
@@ -124,6 +125,11 @@ async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     if state is not None and state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
+    elif state is not None and opened.spec.runtime == "runsc" and state.exit_code == SILENT_END:
+        reason = (
+            f"gVisor ended the whole sandbox (exit code {SILENT_END}), as it does when its own threads reach "
+            f"the pids limit of {opened.spec.pids}: start fewer processes ({reason})"
+        )
     elif state is not None and not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
     return replace(ending, reason=reason)

@@ -93,7 +93,12 @@ async def guest_box(
         "labels": {"agent-runner.test": "guest"},
     } | options
     container = engine.containers.create(
-        IMAGE, entrypoint=["/.agent-runner/guest", *arguments], command=[], stdin_open=True, volumes=volumes, **settings
+        IMAGE,
+        entrypoint=["/.agent-runner/guest", *arguments],
+        command=[],
+        stdin_open=True,
+        volumes=volumes,
+        **settings,
     )
     try:
         attached = container.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
