@@ -199,6 +199,6 @@ def test_a_sentry_that_is_not_as_asked_is_told(
 
 
 def test_under_gvisor_pid_1_starts_apart_and_commands_never_as_root(spec: ContainerSpec) -> None:
-    assert spec.command[1:] == ("commands-as", "1000", "1000", "96")
+    assert spec.command[1:] == ("commands-as", "1000", "1000", "256")
     assert spec.is_root_at_start
     assert spec.added_capabilities == ("CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID")
