@@ -34,6 +34,13 @@ LABEL_SESSION = "agent-runner.session"
 LABEL_OWNER = "agent-runner.owner"
 LABEL_SPEC = "agent-runner.spec"
 
+SEPARATING_CAPABILITIES = ("CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID")
+"""What the guest needs of gVisor's kernel to become a user of its own and give commands another; sorted."""
+SENTRY_TASKS = 256
+TASKS_PER_PROCESS = 16
+"""Threads of the host that gVisor needs, idle and for each process inside (11 to 13 measured): all of them
+count against the cgroup's pids limit, and the sandbox ends when it is reached."""
+
 SMALL_TMPFS_BYTES = 16 * MIB
 SHM_BYTES = 64 * MIB
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -121,6 +128,11 @@ class ContainerSpec:
     network: Literal["none"] = "none"
     read_only_root: Literal[True] = True
     dropped_capabilities: tuple[Literal["ALL"]] = ("ALL",)
+    added_capabilities: tuple[str, ...] = ()
+    """Under gVisor only, of its own kernel: for the guest, never for commands."""
+    is_root_at_start: bool = False
+    """Under gVisor only: PID 1 starts as the root of that kernel and gives it up at once; commands run as
+    ``uid``. Without Landlock nothing but a user of its own keeps them from PID 1 there."""
     no_new_privileges: Literal[True] = True
 
     def digest(self) -> Digest:
@@ -231,13 +243,16 @@ def compile_spec(
         Tmpfs("/run", SMALL_TMPFS_BYTES),
         Tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
     )
+    is_gvisor = policy.runtime == "runsc"
+    pids = policy.limits.pids
+    separating = ("commands-as", str(places.uid), str(places.gid), str(pids)) if is_gvisor else ()
     spec = ContainerSpec(
         name=f"agent-runner-{places.session_id}",
         image_id=image.image_id,
         runtime=policy.runtime,
         uid=places.uid,
         gid=places.gid,
-        command=(GUEST,),
+        command=(GUEST, *separating),
         env=tuple(sorted({**env, **_environment(policy, trusts=places.trust_directory is not None)}.items())),
         working_dir=WORKSPACE,
         workspace=replace(places.workspace, flags=flags),
@@ -246,9 +261,11 @@ def compile_spec(
         extra_hosts=tuple(sorted(hosts.items())),
         memory_bytes=policy.limits.memory_bytes,
         cpus=policy.limits.cpus,
-        pids=policy.limits.pids,
+        pids=SENTRY_TASKS + TASKS_PER_PROCESS * pids if is_gvisor else pids,
         nofile=policy.limits.nofile,
         seccomp=seccomp,
+        added_capabilities=SEPARATING_CAPABILITIES if is_gvisor else (),
+        is_root_at_start=is_gvisor,
         labels=((LABEL_SESSION, places.session_id), (LABEL_OWNER, places.owner)),
     )
     return _labelled(spec)

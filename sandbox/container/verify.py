@@ -27,16 +27,16 @@ def find_refused_settings(spec: ContainerSpec, inspected: Mapping[str, Any], *, 
     asked_and_got: list[tuple[str, object, object]] = [
         ("image", spec.image_id, inspected["Image"]),
         ("command", [*spec.command], [inspected["Path"], *inspected["Args"]]),
-        ("user", f"{spec.uid}:{spec.gid}", config["User"]),
+        ("user", first_user(spec), config["User"]),
         ("working directory", spec.working_dir, config["WorkingDir"]),
         ("terminal", False, config["Tty"]),
         ("health check", ["NONE"], (config.get("Healthcheck") or {}).get("Test")),
         ("labels", {}, _missing(dict(spec.labels), config["Labels"] or {})),
-        ("environment", {}, _missing(dict(spec.env), _pairs(config["Env"] or []))),
+        ("environment", {}, _missing(dict(spec.env), pairs(config["Env"] or []))),
         ("network", spec.network, host["NetworkMode"]),
         ("read-only root", spec.read_only_root, host["ReadonlyRootfs"]),
         ("dropped capabilities", [*spec.dropped_capabilities], host["CapDrop"] or []),
-        ("added capabilities", [], host["CapAdd"] or []),
+        ("added capabilities", [*spec.added_capabilities], sorted(host["CapAdd"] or [])),
         ("privileged", False, host["Privileged"]),
         ("security options", sorted(security_options(spec)), sorted(host["SecurityOpt"] or [])),
         ("runtime", spec.runtime, host["Runtime"]),
@@ -58,7 +58,7 @@ def find_refused_settings(spec: ContainerSpec, inspected: Mapping[str, Any], *, 
     ]
     if has_swap:
         asked_and_got.append(("swap limit", spec.memory_bytes, host["MemorySwap"]))
-    return _differences(asked_and_got)
+    return differences(asked_and_got)
 
 
 def find_unenforced(
@@ -72,7 +72,7 @@ def find_unenforced(
     cgroup = (proc / str(pid) / "cgroup").read_text()
     if container_id not in cgroup:
         return [f"all of them: process {pid} is not the container's, so the engine is not on this machine"]
-    status = _pairs((proc / str(pid) / "status").read_text().splitlines(), separator=":")
+    status = pairs((proc / str(pid) / "status").read_text().splitlines(), separator=":")
     asked_and_got: list[tuple[str, object, object]] = [
         ("uid", {str(spec.uid)}, set(status["Uid"].split())),
         ("gid", {str(spec.gid)}, set(status["Gid"].split())),
@@ -81,8 +81,8 @@ def find_unenforced(
         *((f"capabilities {name}", 0, int(status[name], 16)) for name in CAPABILITY_SETS),
     ]
     return (
-        _differences(asked_and_got)
-        + _find_unlimited(spec, cgroup, proc)
+        differences(asked_and_got)
+        + find_unlimited(spec, cgroup, proc)
         + _find_weak_mounts(spec, proc / str(pid) / "mountinfo")
     )
 
@@ -99,6 +99,11 @@ def is_process_alive(pid: int) -> bool:
 def security_options(spec: ContainerSpec) -> list[str]:
     """Return Docker's ``SecurityOpt`` for a spec."""
     return ["no-new-privileges", f"seccomp={spec.seccomp}"]
+
+
+def first_user(spec: ContainerSpec) -> str:
+    """Return Docker's ``User``: what PID 1 starts as."""
+    return "0:0" if spec.is_root_at_start else f"{spec.uid}:{spec.gid}"
 
 
 def nano_cpus(spec: ContainerSpec) -> int:
@@ -139,11 +144,11 @@ def _missing(wanted: Mapping[str, str], got: Mapping[str, str]) -> dict[str, str
     return {name: value for name, value in wanted.items() if got.get(name) != value}
 
 
-def _pairs(lines: list[str], separator: str = "=") -> dict[str, str]:
+def pairs(lines: list[str], separator: str = "=") -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(separator) for line in lines)}
 
 
-def _differences(asked_and_got: list[tuple[str, object, object]]) -> list[str]:
+def differences(asked_and_got: list[tuple[str, object, object]]) -> list[str]:
     found = []
     for name, want, got in asked_and_got:
         if want == got:
@@ -159,8 +164,8 @@ def _short(value: object) -> str:
     return shown if len(shown) <= 200 else f"{shown[:200]}…"
 
 
-def _find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
-    """Compare limits with the cgroup files; of either cgroup version."""
+def find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
+    """Compare limits with the cgroup files, of either version; ``cgroup`` as ``/proc/PID/cgroup`` has it."""
     quota = round(spec.cpus * CPU_PERIOD_US)
     paths = {}
     for line in cgroup.splitlines():

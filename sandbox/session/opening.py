@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.budget import Meter
+from sandbox.container import gvisor
 from sandbox.container.image import ImageSource, prepare_image
 from sandbox.container.patch.export import require_git
 from sandbox.container.preflight import check_host
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
-from sandbox.container.seccomp import load_seccomp
+from sandbox.container.seccomp import SeccompProfile, load_seccomp
 from sandbox.container.shells import replace_shells
 from sandbox.container.spec import (
     EGRESS_SOCKET,
@@ -46,7 +47,7 @@ from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, EgressConnection, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
-from sandbox.guest.messages import GuestConfig, Relay
+from sandbox.guest.messages import Command, CommandResult, GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.model import Policy
 from sandbox.policy.paths import DenyPatterns
@@ -65,6 +66,7 @@ from sandbox.session.shells import ShellJudge
 from sandbox.session.uninterrupted import run_in_thread
 
 HANDSHAKE_SECONDS = 20.0
+REPORT_BYTES = 1024 * 1024
 LANDLOCK_ABI_WITH_SCOPES = 6
 """Linux 6.12. The guest asks for scopes from this one on."""
 
@@ -143,7 +145,7 @@ async def open_session(
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
     _relays(plan)  # more names than the guest has room for are refused before anything is made
-    seccomp = load_seccomp(policy.seccomp, plan.policy_source)
+    seccomp = _seccomp(plan)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
     # What the end needs is looked for before the beginning.
@@ -207,7 +209,7 @@ async def open_session(
         container_id=container_id,
         shell=image.shell,
         shells=shells,
-        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
+        started=asyncio.create_task(_start(plan, spec, runtime, container_id, recorder, clock, warnings)),
         started_clock=clock,
         policy_in_force=policy,
         warnings=warnings,
@@ -221,7 +223,7 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     """
     check_host(plan.policy, await runtime.facts())
     _relays(plan)
-    seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    seccomp = _seccomp(plan)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
     gateway, extra_roots = _gateway(plan, directory, lambda event: None)
@@ -230,6 +232,32 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
+
+
+async def _look_inside(spec: ContainerSpec, channel: GuestChannel) -> list[str]:
+    """Check what is in force inside gVisor, by its first command; return warnings for the result.
+
+    Raises EngineError when a control is not in force, before anything else has run.
+    """
+    report = await channel.run(
+        Command(gvisor.REPORT_COMMAND, timeout_seconds=HANDSHAKE_SECONDS, max_output_bytes=REPORT_BYTES)
+    )
+    if not isinstance(report, CommandResult) or report.exit_code != 0:
+        problems = [f"what is in force cannot be told: {report}"]
+    else:
+        problems = gvisor.find_unenforced_inside(spec, report.stdout)
+    if problems:
+        raise EngineError(
+            f"cannot use container {spec.name}: not in force inside gVisor: {'; '.join(problems)}; "
+            "update runsc, or use runtime: runc"
+        )
+    return gvisor.warnings(report.stdout) if isinstance(report, CommandResult) else []
+
+
+def _seccomp(plan: RunPlan) -> SeccompProfile:
+    """The profile as the engine is given it: what is recorded is what is in force."""
+    profile = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    return gvisor.seccomp_for_gvisor(profile) if plan.policy.runtime == "runsc" else profile
 
 
 def _now() -> datetime:
@@ -358,6 +386,7 @@ def _started(
 
 async def _start(
     plan: RunPlan,
+    spec: ContainerSpec,
     runtime: Runtime,
     container_id: str,
     recorder: Recorder,
@@ -367,7 +396,11 @@ async def _start(
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
     try:
-        config = GuestConfig(egress_socket=EGRESS_SOCKET, relays=_relays(plan))
+        config = GuestConfig(
+            egress_socket=EGRESS_SOCKET,
+            relays=_relays(plan),
+            observe_execs=plan.policy.runtime != "runsc",  # gVisor has no user notification
+        )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:
         await channel.close()
@@ -379,6 +412,12 @@ async def _start(
             "keep a command's signals to itself; one that kills its keeper loses its output, and PID 1 kills "
             "what is left of it"
         )
+    if plan.policy.runtime == "runsc":
+        try:
+            warnings += await _look_inside(spec, channel)
+        except BaseException:
+            await channel.close()
+            raise
     recorder.record(
         ContainerStarted(
             container_id=container_id,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from sandbox.budget import Meter
+from sandbox.container.gvisor import SILENT_END
 from sandbox.errors import GuestError, HostError, RecordError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
@@ -23,6 +24,9 @@ from sandbox.session.recorder import Listener, Recorder
 from sandbox.session.reload import reload_policy
 from sandbox.session.result import RunResult, RunStatus
 from sandbox.session.uninterrupted import see_through
+
+KILLED = 128 + 9
+"""The exit code of a container whose process was ended by SIGKILL."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +143,15 @@ async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     elif state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
+    elif opened.spec.runtime == "runsc" and state.exit_code == SILENT_END:
+        reason = (
+            f"gVisor ended the whole sandbox (exit code {SILENT_END}), as it does when its own threads reach "
+            f"the pids limit of {opened.spec.pids}: start fewer processes ({reason})"
+        )
+    elif opened.spec.runtime == "runsc" and state.exit_code == KILLED:
+        # No command can signal PID 1 there. The engine hears of the kernel's kill late, or never.
+        limit = opened.spec.memory_bytes // (1024 * 1024)
+        reason = f"gVisor was killed, as the kernel does at the limit of {limit} MiB of memory ({reason})"
     elif not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
     return replace(ending, reason=reason)

@@ -12,6 +12,7 @@ import pytest
 
 from sandbox.egress.gateway import GatewayLimits
 from sandbox.events import EgressConnection
+from sandbox.policy.model import HostEntry
 from tests.egress_world import (
     PUBLIC,
     QUICK,
@@ -430,13 +431,19 @@ async def test_a_record_that_fails_ends_the_tunnel_before_the_request_leaves(tmp
 
 
 async def test_a_spent_budget_cuts_an_inspected_tunnel_before_the_bytes_leave(tmp_path: Path) -> None:
-    charged: list[int] = []
+    class Budget:
+        spent = 0
 
-    def charge(destination: str, count: int) -> bool:
-        charged.append(count)
-        return sum(charged) < 5000
+        def left(self, host: str, entry: HostEntry) -> int:
+            return 5000 - self.spent
 
-    async with opened(tmp_path, charge=charge) as here:
+        def take(self, host: str, entry: HostEntry, count: int) -> bool:
+            if count > self.left(host, entry):
+                return False
+            self.spent += count
+            return True
+
+    async with opened(tmp_path, budget=Budget()) as here:
         inner = await here.inner(FREE)
         assert (await ask(inner, request("GET /"))).status == 200
         await inner.send(request("POST /", "Content-Length: 9000", body=bytes(9000)))
@@ -494,7 +501,8 @@ async def test_a_websocket_with_a_rule_is_carried_and_counted(tmp_path: Path) ->
         received = b""
         while not received.endswith(b"end"):
             received += await inner.receive()
-        assert received == b"\x81\x19" + REAL.encode()[:3] + b"*" * (len(REAL) - 3) + b"end"
+        # What came in the first piece may have left before the second showed what it was the beginning of.
+        assert REAL.encode()[:8] not in received and received.count(b"*") >= len(REAL) - 8
         await inner.tls.say_goodbye()
         [closed] = await here.closed()
         assert (closed.reason, closed.bytes_up) == ("ok", len(here.tls_origin.plaintext))
