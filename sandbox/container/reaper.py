@@ -29,7 +29,7 @@ PATCH_FILE = "patch.diff"
 EGRESS_FOLDER = "egress"
 
 _RECORD = (LEDGER_FILE, PATCH_FILE, RESULT_FILE, STATEMENT_FILE)
-_SCRATCH = ("mask", "lower", "upper", "work", "reserve", EGRESS_FOLDER)
+_SCRATCH = ("mask", "lower", "upper", "work", "layers", "layers.img", "reserve", EGRESS_FOLDER)
 _CLAIM = ".claim@"
 
 

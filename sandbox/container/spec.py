@@ -26,6 +26,7 @@ LABEL_SESSION = "agent-runner.session"
 LABEL_OWNER = "agent-runner.owner"
 LABEL_SPEC = "agent-runner.spec"
 
+PAGE_BYTES = 4096
 SMALL_TMPFS_BYTES = 16 * MIB
 SHM_BYTES = 64 * MIB
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -54,6 +55,8 @@ class OverlayVolume:
     target: str = WORKSPACE
     flags: tuple[str, ...] = ("nosuid", "nodev")
     """Mount flags; ``noexec`` is added when the policy says ``workspace_exec: false``."""
+    most_bytes: int = 0
+    """Size of the filesystem that ``upper`` lies on, when it is there to bound it; 0: it is not."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Tmpfs:
 
     target: str
     size_bytes: int
+    files: int
+    """Files and directories it holds: an empty one costs memory too."""
     is_private: bool = False
     """True: owned by the sandbox's user, mode 0700. False: anybody's, mode 1777."""
 
@@ -177,10 +182,10 @@ def compile_spec(
             flags = (*flags, needed)
 
     tmpfs = (
-        Tmpfs("/tmp", policy.limits.tmpfs_bytes),  # noqa: S108  # inside the container
-        Tmpfs(HOME, policy.limits.tmpfs_bytes, is_private=True),
-        Tmpfs("/run", SMALL_TMPFS_BYTES),
-        Tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
+        _tmpfs("/tmp", policy.limits.tmpfs_bytes),  # noqa: S108  # inside the container
+        _tmpfs(HOME, policy.limits.tmpfs_bytes, is_private=True),
+        _tmpfs("/run", SMALL_TMPFS_BYTES),
+        _tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
     )
     spec = ContainerSpec(
         name=f"agent-runner-{places.session_id}",
@@ -203,6 +208,11 @@ def compile_spec(
         labels=((LABEL_SESSION, places.session_id), (LABEL_OWNER, places.owner)),
     )
     return replace(spec, labels=(*spec.labels, (LABEL_SPEC, f"blake3:{spec.digest().blake3}")))
+
+
+def _tmpfs(target: str, size_bytes: int, *, is_private: bool = False) -> Tmpfs:
+    # As many files as pages; the kernel's own default is half of the machine's memory in pages.
+    return Tmpfs(target, size_bytes, size_bytes // PAGE_BYTES, is_private)
 
 
 def _check_seccomp(seccomp: str) -> None:

@@ -34,6 +34,7 @@ from sandbox.container.workspace.prepare import (
     prepare_workspace,
     release_workspace,
 )
+from sandbox.container.workspace.quota import DiskQuota
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
 from sandbox.errors import EngineError, GuestError, PolicyError
@@ -42,6 +43,7 @@ from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
+from sandbox.policy.model import Limits
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
 from sandbox.provenance.ledger import Ledger
@@ -132,7 +134,9 @@ async def open_session(
         undo.callback(discard_session, directory.path, release_workspace)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
         workspace = await run_in_thread(
-            asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+            asyncio.to_thread(
+                prepare_workspace, plan.workspace, patterns, directory.path, quota=_disk_quota(policy.limits)
+            )
         )
         spec = compile_spec(
             policy,
@@ -188,7 +192,8 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
-    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
+    quota = _disk_quota(plan.policy.limits)
+    places = _places(directory, *describe_workspace(plan.workspace, directory.path, quota), "OWNER")
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
@@ -210,6 +215,10 @@ async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -
         state=state,
         owner=owner,
     )
+
+
+def _disk_quota(limits: Limits) -> DiskQuota:
+    return DiskQuota(limits.workspace_bytes, limits.workspace_files, limits.workspace_quota)
 
 
 def _places(
