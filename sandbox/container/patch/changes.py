@@ -102,9 +102,9 @@ def find_changes(
 
     ``manifest`` maps each path visible at the start to its record; ``find_ignored`` is asked before any
     content is read, so that build products cannot fill the patch up. ``may_be_lost``: the layer's disk
-    may have failed to take content that was written; each file is asked before it is believed. Changes of owner, time and extended
-    attributes, folder modes and empty folders are not changes to git. Raises WorkspaceError when the
-    layer was made by a mount that hides content in attributes.
+    may have failed to take content that was written; each file is asked before it is believed.
+    Changes of owner, time and extended attributes, folder modes and empty folders are not changes to git.
+    Raises WorkspaceError when the layer was made by a mount that hides content in attributes.
     """
     return _Comparison(upper, workspace, manifest, patterns, may_be_lost).run(find_ignored)
 

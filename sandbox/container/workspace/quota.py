@@ -367,7 +367,7 @@ def find_obstacle_at_sight() -> str:
 
 def _image_bytes(quota: DiskQuota) -> int:
     """The quota, and what ext4 keeps: inode tables, bitmaps, and 2 % for the kernel, at most 16 MiB."""
-    size = quota.size_bytes + (quota.files + _OWN_FILES) * _INODE_BYTES + 2 * MIB
+    size = quota.size_bytes + (quota.files + _OWN_FILES) * _INODE_BYTES + MIB
     size += size // 1024 + min(size // 49, 16 * MIB)
     return (size + 4095) // 4096 * 4096
 
