@@ -21,7 +21,7 @@ from sandbox import __version__
 from sandbox.budget import MAX_AMOUNT, WRITTEN_BYTES
 from sandbox.container.patch.changes import Withheld
 from sandbox.container.patch.export import ExportedPatch, export_patch
-from sandbox.container.workspace.prepare import keep_changes, release_workspace
+from sandbox.container.workspace.prepare import find_uncovered, keep_changes, release_workspace
 from sandbox.errors import AgentRunnerError
 from sandbox.events import PatchExported, SessionEnded, excerpt
 from sandbox.policy.paths import DenyPatterns
@@ -131,6 +131,9 @@ async def _count_disk(session: OpenSession, ending: Ending) -> Ending:
 
 async def _export(session: OpenSession) -> ExportedPatch:
     patterns = DenyPatterns(session.plan.policy.filesystem.deny_patterns)
+    session.warnings += await asyncio.to_thread(
+        find_uncovered, session.plan.workspace, patterns, session.directory.path
+    )
     patch = await asyncio.to_thread(
         export_patch, session.directory.path, session.plan.workspace, patterns, session.directory.patch
     )

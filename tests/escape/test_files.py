@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from sandbox.container.workspace import quota
+from sandbox.errors import StateError
 from sandbox.guest.messages import CommandResult
 from sandbox.session.actions import Action, CreateFile
 from sandbox.session.result import RunResult
@@ -493,3 +495,42 @@ def test_control_without_a_quota_the_same_work_fits(world: World) -> None:
         "import os; open('junk', 'wb').write(bytes(64 << 20)); [os.mkdir('d%d' % n) for n in range(2000)]"
     )
     assert (ran.out, ran.result.status) == ("", "completed")
+
+
+# --- the host's side ---
+
+
+@pytest.mark.parametrize("is_denied", [True, False])
+def test_a_name_made_on_the_host_while_a_session_runs_is_told(world: World, is_denied: bool) -> None:
+    """It shows through: no whiteout was there for it. With patterns that do not match it, nothing is said."""
+
+    async def work(guest: Any, session: Any) -> None:
+        (world.live.workspace / "src" / ".env.late").write_text(SECRET)
+        said = await guest.run(python("print(open('src/.env.late').read())"))
+        assert SECRET in said.stdout.decode()
+
+    patterns = {"deny_patterns": PATTERNS if is_denied else []}
+    result = asyncio.run(world.live.run(work, filesystem=patterns))
+    told = [warning for warning in result.warnings if "src/.env.late" in warning]
+    assert bool(told) is is_denied
+    assert result.status == "completed"
+
+
+def test_watched_layers_end_a_session_that_writes_too_much(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without loop devices: said beforehand, and ended while the command still runs."""
+    monkeypatch.setattr(quota, "find_obstacle_at_sight", lambda: "no loop devices, says this test")
+    script = "import time; open('junk', 'wb').write(bytes(64 << 20)); time.sleep(60)"
+    ended: list[CommandResult] = []
+
+    async def work(guest: Any, session: Any) -> None:
+        ended.append(await guest.run(python(script, timeout_seconds=90.0)))
+
+    result = asyncio.run(world.live.run(work, limits={"workspace_bytes": 16 * MIB}))
+    assert (result.status, ended) == ("disk_full", []), result.reason
+    assert "limits.workspace_bytes" in result.reason
+    assert [warning for warning in result.warnings if warning.startswith("workspace quota: watched")]
+    assert result.patch
+    with pytest.raises(StateError, match="workspace_quota: watched"):
+        asyncio.run(world.live.run(work, limits={"workspace_quota": "filesystem"}))

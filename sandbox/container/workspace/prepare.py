@@ -24,7 +24,7 @@ from pathlib import Path
 
 from sandbox.container.spec import OverlayVolume
 from sandbox.container.workspace.beneath import ASIDE_PREFIX, opened, opened_root, remove_beneath
-from sandbox.container.workspace.hidden import Hidden, find_hidden
+from sandbox.container.workspace.hidden import Hidden, find_appeared, find_hidden, show
 from sandbox.container.workspace.idmap import Exchange, mount_exchanged
 from sandbox.container.workspace.mounts import find_filesystem, unmount_beneath
 from sandbox.container.workspace.quota import (
@@ -56,6 +56,9 @@ RESERVE_BYTES = 16 * 1024 * 1024
 
 # Overlayfs refuses lower layers that compare names in their own way.
 _NEVER_LOWER = frozenset(("vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus"))
+
+_SHOWN = 5
+"""Paths named in one warning; the rest is counted."""
 
 _OPTIONS_MAX = 3500
 """Bytes all paths of the mount may take: the kernel reads one page of options."""
@@ -172,6 +175,19 @@ def describe_workspace(
         return _volume(session, session), identity.uid, identity.gid
     most = Disk(session, quota, "filesystem").most_bytes
     return _volume(session, session / LAYERS, most), identity.uid, identity.gid
+
+
+def find_uncovered(workspace: Path, patterns: DenyPatterns, session_directory: Path) -> tuple[str, ...]:
+    """Name what patterns match and the mask does not cover: one warning, or nothing. Before the release."""
+    mask = os.fsencode(session_directory.resolve() / _MASK)
+    appeared = find_appeared(os.fsencode(workspace.resolve()), patterns, mask)
+    if not appeared:
+        return ()
+    shown = ", ".join(show(path) for path in appeared[:_SHOWN]) + (" …" if len(appeared) > _SHOWN else "")
+    return (
+        f"{len(appeared)} paths that deny patterns match were made on the host while the session ran, and "
+        f"were visible inside: {shown}",
+    )
 
 
 def keep_changes(session_directory: Path, folder: Path, image: Path) -> None:
