@@ -169,8 +169,8 @@ class _Walk:
         if self._folded:
             raise WorkspaceError(
                 f"cannot use workspace {show(self.workspace)}: {show(min(self._folded) or b'.')} compares "
-                f"names without regard to case{and_more(len(self._folded) - 1)}, and no deny pattern covers every "
-                "spelling there; take that attribute away (chattr -F on an empty folder), or hide it"
+                f"names without regard to case{and_more(len(self._folded) - 1)}, and no deny pattern covers "
+                "every spelling there; take that attribute away (chattr -F on an empty folder), or hide it"
             )
 
     def refuse_unreadable(self) -> None:
