@@ -39,7 +39,7 @@ class DiskGuard:
         if not is_refused and self._disk.enforced_by == "watched":
             return
         usage = await asyncio.to_thread(self._disk.measure)
-        shortage = usage.shortage
+        shortage = usage.shortage or await asyncio.to_thread(self._disk.settle)
         if shortage is None and is_refused:
             shortage = self._disk.shortage_of_write(usage)
         self._stop(shortage)

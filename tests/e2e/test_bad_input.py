@@ -218,7 +218,8 @@ def test_a_full_host_ends_the_session_and_costs_neither_record_nor_patch(runner:
 
 @root_only
 def test_changes_that_fit_no_patch_are_kept_and_the_result_says_where(runner: Runner) -> None:
-    fill = command('python3 -c \'import os\nwhile True: open("junk", "ab").write(os.urandom(1 << 20))\'')
+    script = "import os\nfor n in range(12): open(str(n), 'wb').write(os.urandom(8 << 20))"
+    fill = command(f'python3 -c "{script}"')
     turns = [{"calls": [create("./src/b.txt", "two\n")]}, {"calls": [fill]}, FINISH]
     with small_disk(runner.directory, 80) as disk:
         runner.state = disk / "state"

@@ -180,6 +180,22 @@ class Disk:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code), str(self.layers))
 
+    def settle(self) -> Shortage | None:
+        """Have what was written reach the host where that may run out; return why it could not.
+
+        A sparse image takes writes that the host has no room for, and loses any of them later: what one
+        action wrote shall not be lost to the next one's. Blocking.
+        """
+        if self.enforced_by != "filesystem" or self.is_roomy:
+            return None
+        try:
+            self.flush()
+        except OSError as exc:
+            free = _free(self.session_directory)
+            reason = f"the host's disk is full: it could not take all that was written ({exc.strerror})"
+            return Shortage("host_disk", HOST_FLOOR_BYTES, free, reason)
+        return None
+
     def _ask_filesystem(self) -> DiskUsage:
         found = os.statvfs(self.layers)
         available = found.f_bavail * found.f_frsize
