@@ -268,8 +268,8 @@ def _check_places(workspace: Path, session_directory: Path, uid: int | None) -> 
             f"cannot use workspace {workspace}: it lies in the state directory {session.parent}; name another"
         )
     _check_session_path(session)
-    check_free_space(session)
     check_upper_filesystem(session)
+    check_free_space(session)
     return os.fsencode(source), _choose_identity(workspace, root, uid)
 
 
