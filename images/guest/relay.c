@@ -69,9 +69,19 @@ static void make_pipes(void)
         pipes[i] = (struct lent_pipe){{-1, -1}, false};
 }
 
+/* gVisor has the call, but not for every kind of socket. */
+static bool can_splice = true;
+
+static bool is_no_splice(int error)
+{
+    return error == EINVAL || error == ENOSYS || error == EPERM || error == EOPNOTSUPP;
+}
+
 /* Return a free, empty pipe, or NULL: then bytes are copied, which is only slower. */
 static struct lent_pipe *borrow_pipe(void)
 {
+    if (!can_splice)
+        return NULL;
     struct lent_pipe *pipe = pipes;
     while (pipe->is_lent)
         if (++pipe == pipes + PIPES_MAX)
@@ -216,6 +226,11 @@ static bool take(struct side *side)
     if (!side->pipe && !(side->pipe = borrow_pipe()))
         return fill(side, BUFFER_BYTES);
     ssize_t got = splice(side->fd, NULL, side->pipe->ends[1], NULL, PIPE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (got < 0 && is_no_splice(errno)) {
+        can_splice = false;
+        return_pipe(side);
+        return fill(side, BUFFER_BYTES);
+    }
     if (got < 0)
         return errno == EAGAIN || errno == EINTR;
     if (got == 0)
@@ -229,18 +244,29 @@ static bool take(struct side *side)
  * Write what was read from one side to the other; then, if that was all there will ever be, say so. */
 static bool flush(struct side *from, const struct side *to)
 {
-    while (from->piped > 0) {
-        ssize_t put =
-            splice(from->pipe->ends[0], NULL, to->fd, NULL, from->piped, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
-        if (put < 0)
-            return errno == EAGAIN || errno == EINTR;
-        from->piped -= (size_t)put;
-    }
-    if (from->start < from->end) {
-        ssize_t put = send(to->fd, from->bytes + from->start, from->end - from->start, MSG_NOSIGNAL);
-        if (put < 0)
-            return errno == EAGAIN || errno == EINTR;
-        from->start += (size_t)put;
+    while (holds_bytes(from)) {
+        ssize_t put;
+        if (from->start < from->end) {
+            put = send(to->fd, from->bytes + from->start, from->end - from->start, MSG_NOSIGNAL);
+            if (put < 0)
+                return errno == EAGAIN || errno == EINTR;
+            from->start += (size_t)put;
+            if (from->start < from->end)
+                return true;
+        } else if (can_splice) {
+            put = splice(from->pipe->ends[0], NULL, to->fd, NULL, from->piped, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+            if (put < 0 && !is_no_splice(errno))
+                return errno == EAGAIN || errno == EINTR;
+            can_splice = put >= 0;
+            from->piped -= put < 0 ? 0 : (size_t)put;
+        } else { /* What got into a pipe before it turned out that it cannot get out this way. */
+            ssize_t got = read(from->pipe->ends[0], from->bytes, BUFFER_BYTES);
+            if (got <= 0)
+                return false;
+            from->piped -= (size_t)got;
+            from->start = 0;
+            from->end = (size_t)got;
+        }
     }
     if (from->start < from->end)
         return true;

@@ -30,7 +30,17 @@ EGRESS_FOLDER = "egress"
 TRUST_FOLDER = "trust"
 
 _RECORD = (LEDGER_FILE, PATCH_FILE, RESULT_FILE, STATEMENT_FILE)
-_SCRATCH = ("mask", "lower", "upper", "work", "reserve", EGRESS_FOLDER, TRUST_FOLDER)
+_SCRATCH = (
+    "mask",
+    "lower",
+    "upper",
+    "work",
+    "layers",
+    "layers.img",
+    "reserve",
+    EGRESS_FOLDER,
+    TRUST_FOLDER,
+)
 _CLAIM = ".claim@"
 
 

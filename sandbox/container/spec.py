@@ -41,6 +41,7 @@ TASKS_PER_PROCESS = 16
 """Threads of the host that gVisor needs, idle and for each process inside (11 to 13 measured): all of them
 count against the cgroup's pids limit, and the sandbox ends when it is reached."""
 
+PAGE_BYTES = 4096
 SMALL_TMPFS_BYTES = 16 * MIB
 SHM_BYTES = 64 * MIB
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -86,6 +87,8 @@ class OverlayVolume:
     target: str = WORKSPACE
     flags: tuple[str, ...] = ("nosuid", "nodev")
     """Mount flags; ``noexec`` is added when the policy says ``workspace_exec: false``."""
+    most_bytes: int = 0
+    """Size of the filesystem that ``upper`` lies on, when it is there to bound it; 0: it is not."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Tmpfs:
 
     target: str
     size_bytes: int
+    files: int
+    """Files and directories it holds: an empty one costs memory too."""
     is_private: bool = False
     """True: owned by the sandbox's user, mode 0700. False: anybody's, mode 1777."""
 
@@ -238,10 +243,10 @@ def compile_spec(
             flags = (*flags, needed)
 
     tmpfs = (
-        Tmpfs("/tmp", policy.limits.tmpfs_bytes),  # noqa: S108  # inside the container
-        Tmpfs(HOME, policy.limits.tmpfs_bytes, is_private=True),
-        Tmpfs("/run", SMALL_TMPFS_BYTES),
-        Tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
+        _tmpfs("/tmp", policy.limits.tmpfs_bytes),  # noqa: S108  # inside the container
+        _tmpfs(HOME, policy.limits.tmpfs_bytes, is_private=True),
+        _tmpfs("/run", SMALL_TMPFS_BYTES),
+        _tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
     )
     is_gvisor = policy.runtime == "runsc"
     pids = policy.limits.pids
@@ -281,6 +286,11 @@ def with_binds(spec: ContainerSpec, binds: tuple[Bind, ...]) -> ContainerSpec:
 def _labelled(spec: ContainerSpec) -> ContainerSpec:
     labels = tuple(label for label in spec.labels if label[0] != LABEL_SPEC)
     return replace(spec, labels=(*labels, (LABEL_SPEC, f"blake3:{spec.digest().blake3}")))
+
+
+def _tmpfs(target: str, size_bytes: int, *, is_private: bool = False) -> Tmpfs:
+    # As many files as pages; the kernel's own default is half of the machine's memory in pages.
+    return Tmpfs(target, size_bytes, size_bytes // PAGE_BYTES, is_private)
 
 
 def _check_seccomp(seccomp: str) -> None:

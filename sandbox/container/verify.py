@@ -6,14 +6,14 @@ a container that differs in one control is not used. D2
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sandbox.container.spec import ContainerSpec
+from sandbox.container.spec import PAGE_BYTES, ContainerSpec
 
-PAGE_BYTES = 4096
 CPU_PERIOD_US = 100_000
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
@@ -84,6 +84,7 @@ def find_unenforced(
         differences(asked_and_got)
         + find_unlimited(spec, cgroup, proc)
         + _find_weak_mounts(spec, proc / str(pid) / "mountinfo")
+        + _find_unbounded(spec, proc / str(pid) / "root")
     )
 
 
@@ -121,7 +122,8 @@ def tmpfs_options(spec: ContainerSpec) -> dict[str, str]:
     options = {}
     for mount in spec.tmpfs:
         owner = f"mode=0700,uid={spec.uid},gid={spec.gid}" if mount.is_private else "mode=1777"
-        options[mount.target] = f"rw,noexec,nosuid,nodev,size={mount.size_bytes},{owner}"
+        room = f"size={mount.size_bytes},nr_inodes={mount.files}"
+        options[mount.target] = f"rw,noexec,nosuid,nodev,{room},{owner}"
     return options
 
 
@@ -194,6 +196,17 @@ def find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
     return found
 
 
+def _find_unbounded(spec: ContainerSpec, root: Path) -> list[str]:
+    """Ask the workspace's filesystem, as the container has it mounted, for its size."""
+    most = spec.workspace.most_bytes
+    if not most:  # no filesystem bounds it; whoever made the spec says so
+        return []
+    # An overlay answers for its upper layer. Only root gets here, so /proc/PID/root can be passed.
+    got = os.statvfs(f"{root}{spec.workspace.target}")
+    size = got.f_blocks * got.f_frsize
+    return [] if 0 < size <= most else [f"size of {spec.workspace.target}: asked {most}, got {size}"]
+
+
 def _cgroup_mounts(proc: Path) -> dict[str, Path]:
     """Where each v1 controller is mounted on the host; the unified hierarchy under the empty name."""
     mounts = {}
@@ -211,7 +224,10 @@ def _cgroup_mounts(proc: Path) -> dict[str, Path]:
 def _find_weak_mounts(spec: ContainerSpec, mountinfo: Path) -> list[str]:
     """Compare mount flags with what was asked: engines have been seen to drop ``noexec`` in silence."""
     wanted: dict[str, set[str]] = {"/": {"ro"}, spec.workspace.target: set(spec.workspace.flags)}
-    wanted |= {mount.target: {"noexec", "nosuid", "nodev"} for mount in spec.tmpfs}
+    for tmpfs in spec.tmpfs:
+        pages = -(-tmpfs.size_bytes // PAGE_BYTES)
+        room = {f"size={pages * PAGE_BYTES // 1024}k", f"nr_inodes={tmpfs.files}"}
+        wanted[tmpfs.target] = {"noexec", "nosuid", "nodev"} | room
     wanted |= {bind.target: {"ro"} for bind in spec.binds if bind.is_read_only}
     wanted["/dev/shm"] = {"noexec", "nosuid", "nodev"}  # noqa: S108
     got: dict[str, set[str]] = {}

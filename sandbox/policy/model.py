@@ -205,6 +205,10 @@ class Limits(Section):
     """What a session may write to the workspace; then writes fail with ENOSPC and the session ends."""
     workspace_files: Annotated[int, Field(ge=1024)] = 262_144
     """How many files and directories a session may make in the workspace."""
+    workspace_quota: Literal["filesystem", "watched"] = "watched"
+    """The weakest way to hold both that will do. ``filesystem``: the kernel refuses the write, or nothing
+    runs. ``watched``: where the kernel cannot be asked (no root, no loop devices), what is used is measured
+    while the session runs, and the result says so."""
     output_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """What is kept of one command's stdout, and as much of its stderr; the rest is counted."""
 

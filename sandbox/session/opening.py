@@ -40,6 +40,7 @@ from sandbox.container.workspace.prepare import (
     prepare_workspace,
     release_workspace,
 )
+from sandbox.container.workspace.quota import DiskQuota
 from sandbox.digest import blake3_hex
 from sandbox.egress.gateway import Gateway
 from sandbox.egress.trust import read_host_roots, read_operator_roots, write_trust
@@ -49,7 +50,7 @@ from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import Command, CommandResult, GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
-from sandbox.policy.model import Policy
+from sandbox.policy.model import Limits, Policy
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
 from sandbox.provenance.ledger import Ledger
@@ -131,7 +132,7 @@ async def open_session(
     listeners: tuple[Listener, ...] = (),
     *,
     extra_binds: tuple[Bind, ...] = (),
-    make_gateway: Callable[..., Gateway] = Gateway,
+    make_gateway: Callable[..., Gateway] | None = None,
 ) -> OpenSession:
     """Make everything a run needs and record that it begins.
 
@@ -157,7 +158,9 @@ async def open_session(
         undo.callback(discard_session, directory.path, release_workspace)
         patterns = DenyPatterns(policy.filesystem.deny_patterns)
         workspace = await run_in_thread(
-            asyncio.to_thread(prepare_workspace, plan.workspace, patterns, directory.path)
+            asyncio.to_thread(
+                prepare_workspace, plan.workspace, patterns, directory.path, quota=_disk_quota(policy.limits)
+            )
         )
         ledger = Ledger.create(directory.ledger, clock=_now)
         undo.callback(ledger.close)
@@ -228,7 +231,8 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     directory = SessionDirectory(state / "sessions" / "SESSION")
     gateway, extra_roots = _gateway(plan, directory, lambda event: None)
     trust = _trust_directory(directory, gateway, extra_roots)
-    places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER", trust)
+    workspace = describe_workspace(plan.workspace, directory.path, _disk_quota(plan.policy.limits))
+    places = _places(directory, *workspace, "OWNER", trust)
     return compile_spec(
         plan.policy, image, places, seccomp.text, hosts=_hosts(plan), env=plan.index_env
     ).as_json()
@@ -289,6 +293,10 @@ async def _start_shells(policy: Policy, directory: SessionDirectory, recorder: R
     return shells
 
 
+def _disk_quota(limits: Limits) -> DiskQuota:
+    return DiskQuota(limits.workspace_bytes, limits.workspace_files, limits.workspace_quota)
+
+
 def _places(
     directory: SessionDirectory,
     workspace: OverlayVolume,
@@ -315,11 +323,11 @@ def _gateway(
     directory: SessionDirectory,
     record: Callable[[EgressConnection], None],
     budget: EgressBytes | None = None,
-    make: Callable[..., Gateway] = Gateway,
+    make: Callable[..., Gateway] | None = None,
 ) -> tuple[Gateway, bytes]:
     """Return the session's gateway, not started yet, and the operator's roots, which it trusts as well."""
     extra_roots = b"" if plan.extra_roots is None else read_operator_roots(plan.extra_roots)
-    gateway = make(
+    gateway = (make or Gateway)(
         plan.policy.network,
         directory.egress_socket,
         record,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.container.reaper import claim_session
+from sandbox.container.workspace.quota import find_layers
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class SessionDirectory:
     def changes(self) -> Path:
         """The upper layer, kept when no patch could be made of it; absent otherwise."""
         return self.path / "changes"
+
+    @property
+    def changes_image(self) -> Path:
+        """The same where the layers had a filesystem of their own: its image, to be mounted read-only."""
+        return self.path / "changes.img"
+
+    @property
+    def kept(self) -> str:
+        """Say where the changes are that no patch could be made of."""
+        if find_layers(self.path) == self.path:
+            return str(self.changes)
+        how = "mount -o loop,ro,nosuid,nodev,noexec; the changes are in its folder upper"
+        return f"{self.changes_image} ({how})"
 
     @property
     def egress(self) -> Path:

@@ -64,6 +64,7 @@ class RunPlan:
             "usd_nano": round(routing.max_budget_usd * NANO),
             "tool_calls": routing.max_tool_calls,
             "wall_ms": self.policy.limits.wall_seconds * 1000,
+            "written_bytes": self.policy.limits.workspace_bytes,
         } | egress_limits(self.policy.network)
 
 
@@ -98,6 +99,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         ("limit of tool calls", calls, 1),
         ("limits.wall_seconds", policy.limits.wall_seconds, 1000),
         *(("max_bytes in network", limit, 1) for limit in egress_limits(policy.network).values()),
+        ("limits.workspace_bytes", policy.limits.workspace_bytes, 1),
     ):
         if value * scale > MAX_AMOUNT:
             raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")

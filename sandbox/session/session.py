@@ -17,6 +17,7 @@ from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.confirm import Confirmer
+from sandbox.session.disk import DiskGuard
 from sandbox.session.effects import Shell
 from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
@@ -64,6 +65,7 @@ async def run_session(
     ``cancelled``. Once it closes, cancelling changes nothing any more.
     """
     opened = await open_session(plan, runtime, state, listeners)
+    disk = DiskGuard(opened.workspace.disk, opened.recorder) if opened.workspace.disk else None
     session = Session(
         id=opened.directory.session_id,
         plan=plan,
@@ -74,12 +76,13 @@ async def run_session(
             opened.recorder,
             opened.meter,
             confirmer,
+            disk.check if disk else None,
         ),
         recorder=opened.recorder,
         meter=opened.meter,
         reload=partial(reload_policy, opened),
     )
-    ending = await _end_of(opened, session, work)
+    ending = await _end_of(opened, session, disk.guard(work) if disk else work)
     # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.
     result, _ = await see_through(_finish(opened, ending))
     return result

@@ -23,13 +23,13 @@ from sandbox.egress.gateway import Gateway
 from sandbox.errors import GuestError
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import Command, CommandResult
+from sandbox.resources import shipped
 from sandbox.session.session import Session
 from tests.e2e.attached_guest import UID, Box, guest_box
 from tests.e2e.harness import DEMO, FINISH, Runner, command, engine_leftovers
 from tests.e2e.live_session import Live, python, shell
 from tests.egress_world import LoopbackDialer, Origin, StubResolver, server_context
 
-ROOT = Path(__file__).parents[2]
 PROCESSES = 64
 
 
@@ -321,17 +321,16 @@ def test_the_demo_comes_to_the_same_decisions(tmp_path: Path) -> None:
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binary = tmp_path_factory.mktemp("probe") / "probe"
     binary.parent.chmod(0o755)
-    source = ROOT / "tests" / "escape" / "probe.c"
-    subprocess.run(["cc", "-std=gnu11", "-static", "-O1", "-pthread", source, "-o", binary], check=True)
+    shutil.copy(shipped("images/guest/build/probe"), binary)
     return binary
 
 
 async def test_every_probe_ends_as_it_does_under_runc_or_as_listed(tmp_path: Path, probe: Path) -> None:
-    folder = ROOT / "tests" / "escape"
-    expected = yaml.safe_load((folder / "system_calls.yaml").read_text())
-    verdicts = dict.fromkeys((name for names in expected["refused"].values() for name in names), "blocked")
-    verdicts |= dict.fromkeys(expected["open"], "worked")
-    listed = yaml.safe_load((folder / "system_calls_runsc.yaml").read_text())
+    probes = yaml.safe_load(shipped("images/probe/probes.yaml").read_text())
+    verdicts = {name: "blocked" for group in probes["system_calls"] for name in group["probes"]}
+    verdicts |= {name: "worked" for name in verdicts if name in probes["accepted"]}
+    verdicts = {name: verdict for name, verdict in verdicts.items() if not name.startswith("need-")}
+    listed = yaml.safe_load(shipped("images/probe/runsc.yaml").read_text())
     scratch = f"rw,nosuid,nodev,size=16m,uid={UID},gid={UID}"
     tmpfs = {"/tmp": "rw,noexec,nosuid,nodev,size=64m", "/scratch": scratch, "/mnt": scratch}
     binds = {str(probe.parent): {"bind": "/probe", "mode": "ro"}}
