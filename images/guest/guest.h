@@ -13,10 +13,11 @@
 #define GRACE_MS 10000 /* how long a tree may take to die before the whole container ends */
 
 /* Descriptors at fixed places in every worker; higher ones are closed when it starts. */
-enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_FIRST_FREE = 6 };
+enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_RULES = 6, FD_FIRST_FREE = 7 };
 
 struct guest {
     uint32_t landlock_abi;
+    bool is_closed; /* FD_RULES holds what every command is restricted by */
     struct rlimit nofile; /* as the container came with it; what commands get back */
 };
 
@@ -30,6 +31,9 @@ void close_from(int first, bool only_on_exec);
 uint32_t landlock_abi(void);
 bool landlock_can_scope(uint32_t abi);
 int landlock_scope(uint32_t abi);
+/* The ruleset of a closed shell, scopes included; dies of what cannot be enforced. */
+int landlock_rules(uint32_t abi, const struct exec_rules *rules);
+int landlock_restrict(int rules);
 
 /* beneath.c */
 int open_beneath(const char *path, int flags);

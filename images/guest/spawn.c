@@ -128,7 +128,7 @@ static _Noreturn void become_command(const struct guest *guest, int cwd, int in,
         give_up(exec_fd, "sigprocmask");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         give_up(exec_fd, "no_new_privs");
-    if (landlock_scope(guest->landlock_abi) < 0)
+    if ((guest->is_closed ? landlock_restrict(FD_RULES) : landlock_scope(guest->landlock_abi)) < 0)
         give_up(exec_fd, "landlock");
     exec_on_path(spawn);
     give_up(exec_fd, "exec");
