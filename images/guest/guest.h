@@ -30,7 +30,8 @@ void close_from(int first, bool only_on_exec);
 /* landlock.c */
 uint32_t landlock_abi(void);
 bool landlock_can_scope(uint32_t abi);
-int landlock_scope(uint32_t abi);
+/* A domain of scopes alone; is_outer: the rules of a closed shell come inside it. */
+int landlock_scope(uint32_t abi, bool is_outer);
 /* The ruleset of a closed shell, scopes included; dies of what cannot be enforced. */
 int landlock_rules(uint32_t abi, const struct exec_rules *rules);
 int landlock_restrict(int rules);

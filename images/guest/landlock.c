@@ -125,14 +125,18 @@ int landlock_restrict(int rules)
     return (int)syscall(__NR_landlock_restrict_self, rules, 0);
 }
 
-int landlock_scope(uint32_t abi)
+int landlock_scope(uint32_t abi, bool is_outer)
 {
     if (!landlock_can_scope(abi))
         return 0;
-    struct ruleset ruleset = {.scoped = scopes(abi)};
+    /* A domain that judges files at all denies REFER in each of its layers that does not grant it, and so every
+     * rename across directories: around a closed shell, the outer layer has to. */
+    struct ruleset ruleset = {.handled_access_fs = is_outer ? FS_REFER : 0, .scoped = scopes(abi)};
     int fd = create_ruleset(&ruleset);
     if (fd < 0)
         return -1;
+    if (is_outer)
+        grant(fd, "/", FS_REFER, FS_REFER);
     int result = (int)syscall(__NR_landlock_restrict_self, fd, 0);
     int error = errno;
     close(fd);

@@ -140,7 +140,7 @@ static void limit_file_worker(void)
     struct rlimit memory = {256u << 20, 256u << 20}, cpu = {WRITE_LIMIT_MS / 1000, WRITE_LIMIT_MS / 1000};
     if (setrlimit(RLIMIT_AS, &memory) < 0 || setrlimit(RLIMIT_CPU, &cpu) < 0)
         die("a worker cannot limit itself: %s", strerror(errno));
-    if (landlock_scope(guest.landlock_abi) < 0)
+    if (landlock_scope(guest.landlock_abi, false) < 0)
         die("a worker cannot enter a Landlock domain: %s", strerror(errno));
 }
 
