@@ -67,7 +67,8 @@ def _unlisted_work(shell: ShellPolicy) -> Iterator[Remark]:
             yield (
                 "unlisted-work",
                 "shell.allowed_binaries",
-                """Whatever a closed shell does not list is as good as blocked: the same question, turned round.""",
+                f"{_some(missing)} cannot run, but {_some(able)} can {work.what} too; "
+                f"the wall is {work.wall}",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from pathlib import Path
 
@@ -64,3 +65,16 @@ def test_an_elf_file_that_cannot_be_understood_counts_as_a_program(tmp_path: Pat
 )
 def test_a_script_names_what_follows_its_shebang(head: bytes, interpreter: str) -> None:
     assert read_start("a", head) == Start("script", interpreter)
+
+
+def elf(interpreter: str) -> bytes:
+    """The smallest head of a 64-bit shared object, with a loader or without."""
+    path = interpreter.encode() + b"\0"
+    segment = struct.pack("<IIQQQQQQ", 3 if interpreter else 1, 4, 120, 0, 0, len(path), len(path), 1)
+    header = struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return b"\x7fELF\2\1\1" + bytes(9) + header + segment + path
+
+
+def test_the_hand_made_head_reads_as_it_was_made() -> None:
+    assert read_start("x", elf("/lib/ld.so")) == Start("program", "/lib/ld.so")
+    assert read_start("libx.so", elf("")) == Start("library")
