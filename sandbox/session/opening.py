@@ -23,6 +23,7 @@ from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import SeccompProfile, load_seccomp
 from sandbox.container.spec import (
     EGRESS_SOCKET,
+    GUEST,
     PROXY_PORT,
     ClosedShell,
     ContainerSpec,
@@ -175,7 +176,9 @@ async def open_session(
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
-        started=asyncio.create_task(_start(plan, runtime, image, container_id, recorder, clock, warnings)),
+        started=asyncio.create_task(
+            _start(plan, runtime, image, spec, container_id, recorder, clock, warnings)
+        ),
         started_clock=clock,
         warnings=warnings,
     )
@@ -256,8 +259,13 @@ def _relays(plan: RunPlan) -> tuple[Relay, ...]:
     return relays
 
 
-def _exec_rules(closed: ClosedShell | None) -> ExecRules | None:
-    return ExecRules(closed.executable, closed.readable, closed.writable) if closed else None
+def _exec_rules(closed: ClosedShell | None, spec: ContainerSpec) -> ExecRules | None:
+    if closed is None:
+        return None
+    # What we mount for commands to read is in no image; the rest of our binds lie over paths that are judged.
+    ours = [bind.target for bind in spec.binds if bind.target.startswith("/.agent-runner/")]
+    readable = {*closed.readable, *ours} - {GUEST}
+    return ExecRules(closed.executable, tuple(sorted(readable)), closed.writable)
 
 
 def _started(
@@ -290,6 +298,7 @@ async def _start(
     plan: RunPlan,
     runtime: Runtime,
     image: Image,
+    spec: ContainerSpec,
     container_id: str,
     recorder: Recorder,
     clock: float,
@@ -299,7 +308,7 @@ async def _start(
     channel = GuestChannel(stream)
     try:
         config = GuestConfig(
-            egress_socket=EGRESS_SOCKET, relays=_relays(plan), exec_rules=_exec_rules(image.closed)
+            egress_socket=EGRESS_SOCKET, relays=_relays(plan), exec_rules=_exec_rules(image.closed, spec)
         )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:
