@@ -77,6 +77,20 @@ int frame_take(const uint8_t *at, size_t have, struct frame *frame, size_t *used
     return 1;
 }
 
+static bool get_paths(struct reader *reader, struct path_list *list, bool may_have_some)
+{
+    uint64_t count = get_number(reader, 4);
+    if (reader->is_bad || count > (may_have_some ? RULES_MAX : 0))
+        return false;
+    list->count = (uint32_t)count;
+    for (uint32_t i = 0; i < list->count; i++) {
+        list->paths[i] = get_text(reader, PATH_LIMIT);
+        if (list->paths[i][0] != '/') /* also what could not be read */
+            return false;
+    }
+    return true;
+}
+
 bool decode_config(struct span body, struct config *config)
 {
     struct reader reader = {body.at, body.size, false};
@@ -99,7 +113,12 @@ bool decode_config(struct span body, struct config *config)
             if (*c <= ' ' || *c >= 127)
                 return false;
     }
-    return is_read_whole(&reader) && (config->relay_count == 0 || config->egress[0] != 0);
+    struct exec_rules *rules = &config->rules;
+    rules->is_given = get_flag(&reader);
+    return get_paths(&reader, &rules->executable, rules->is_given)
+           && get_paths(&reader, &rules->readable, rules->is_given)
+           && get_paths(&reader, &rules->writable, rules->is_given) && is_read_whole(&reader)
+           && (config->relay_count == 0 || config->egress[0] != 0);
 }
 
 static bool get_texts(struct reader *reader, char **texts, uint32_t limit)

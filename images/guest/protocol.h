@@ -11,7 +11,9 @@
  *
  * Host to guest. Ids of new requests only rise; id 0 belongs to CONFIG.
  *   CONFIG  u16 protocol version | text workspace | text egress socket ("" for none)
- *           | list of (text IPv4 address, u16 port, text "name:port" or "")           once, first
+ *           | list of (text IPv4 address, u16 port, text "name:port" or "")
+ *           | u8 has rules | list of text executable | list of text readable | list of text writable
+ *                                                                                     once, first
  *   SPAWN   list of text argv (at least one) | text cwd | list of text "NAME=value"
  *           | u64 stdin size | bytes first part of stdin | u32 timeout ms | u64 output cap per stream
  *   DATA    the next part of stdin or content, 1..DATA_MAX bytes; one part for each WANT
@@ -47,7 +49,7 @@
 #include <stdint.h>
 
 #define GUEST_VERSION "1"
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 #define FRAME_MAX (1u << 20)
 #define FRAME_HEAD 9u
 #define DATA_MAX (64u * 1024)
@@ -57,6 +59,7 @@
 #define ARGS_MAX 16384u
 #define ENV_MAX 4096u
 #define RELAYS_MAX 256u
+#define RULES_MAX 4096u /* paths of one list of rules */
 
 enum type {
     CONFIG = 1, SPAWN = 2, DATA = 3, KILL = 4, READ = 5, WRITE = 6, LIST = 7, SEARCH = 8,
@@ -85,11 +88,22 @@ struct relay_request {
     const char *connect; /* "" for a plain relay */
 };
 
+struct path_list {
+    const char *paths[RULES_MAX]; /* absolute */
+    uint32_t count;
+};
+
+struct exec_rules {
+    uint8_t is_given; /* 0: the lists are empty and mean nothing */
+    struct path_list executable, readable, writable;
+};
+
 struct config {
     const char *workspace;
     const char *egress;
     struct relay_request relays[RELAYS_MAX];
     uint32_t relay_count;
+    struct exec_rules rules;
 };
 
 struct spawn {

@@ -64,8 +64,6 @@ def _policy_problems(policy: Policy) -> list[str]:
     problems = []
     if policy.runtime == "runsc":
         problems += find_impossible(policy)
-    if policy.shell.mode == "closed":
-        problems.append("shell.mode: closed is not enforced by this version; use shell.mode: open")
     return problems
 
 

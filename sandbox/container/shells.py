@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
 
-from sandbox.container.image import (
+from sandbox.container.image_index import (
     INDEX_SESSION,
     ChunkReader,
     ImageIndex,

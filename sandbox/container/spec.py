@@ -6,7 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -20,6 +20,8 @@ EGRESS_DIRECTORY = "/.agent-runner/egress"
 EGRESS_SOCKET = f"{EGRESS_DIRECTORY}/proxy.sock"
 SHELL_SOCKET_NAME = "shell.sock"
 """Beside the gateway's; images/guest/wrapper.c knows it too."""
+PROBE = "/.agent-runner/probe"
+"""The self-test's program; no run has it."""
 SHELLS = "/.agent-runner/shell"
 """The image's own shells, where others that ask stand in their place."""
 PROXY_PORT = 3128
@@ -196,6 +198,19 @@ class AskingShells:
 
 
 @dataclass(frozen=True)
+class ClosedShell:
+    """``shell.mode: closed`` for one image: absolute paths, links resolved, sorted."""
+
+    executable: tuple[str, ...]
+    readable: tuple[str, ...]
+    writable: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """One line each, for the result."""
+    links: Mapping[str, str] = field(repr=False)
+    """The image's symbolic links, so that a path can be judged as it was called."""
+
+
+@dataclass(frozen=True)
 class Image:
     """An image that is present, and where it keeps the programs that the policy blocks."""
 
@@ -213,6 +228,8 @@ class Image:
     """Files with the image's own roots, as PEM; absolute, symlinks resolved."""
     truststores: tuple[str, ...] = ()
     """The same for Java's."""
+    closed: ClosedShell | None = None
+    """None: ``shell.mode: open``."""
 
 
 def compile_spec(

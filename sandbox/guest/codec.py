@@ -14,9 +14,9 @@ from enum import IntEnum
 from typing import Final, Literal, TypeVar
 
 from sandbox.errors import GuestError
-from sandbox.guest.messages import Command, FileEntry, GuestConfig, Ready, SearchMatch
+from sandbox.guest.messages import Command, ExecRules, FileEntry, GuestConfig, Ready, SearchMatch
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 FRAME_MAX: Final = 1 << 20
 """Most bytes after a frame's length field."""
 FRAME_HEAD: Final = 9
@@ -29,6 +29,8 @@ PATH_LIMIT: Final = 4096
 ARGS_MAX: Final = 16384
 ENV_MAX: Final = 4096
 RELAYS_MAX: Final = 256
+RULES_MAX: Final = 4096
+"""Most paths in one list of exec rules."""
 FILE_LIMIT_SECONDS: Final = 10.0
 """The guest's own limit for one read, list or search."""
 WRITE_LIMIT_SECONDS: Final = 60.0
@@ -188,13 +190,14 @@ Reply = (
 
 
 def encode_config(config: GuestConfig) -> bytes:
-    """Encode CONFIG, whose id is 0. Raises Unsendable for more relays than the guest has room for."""
+    """Encode CONFIG, whose id is 0. Raises Unsendable for more than the guest has room for."""
     if len(config.relays) > RELAYS_MAX:
         raise Unsendable("E2BIG", f"{len(config.relays)} relayed ports; {RELAYS_MAX} are possible")
     body = struct.pack(">H", PROTOCOL_VERSION) + _text(config.workspace) + _text(config.egress_socket or "")
     body += struct.pack(">I", len(config.relays))
     for relay in config.relays:
         body += _text(relay.address) + struct.pack(">H", relay.port) + _text(relay.connect or "")
+    body += _exec_rules(config.exec_rules)
     return _frame(Type.CONFIG, 0, body)
 
 
@@ -463,6 +466,19 @@ def _text(value: str | bytes) -> bytes:
 
 def _texts(values: Sequence[str | bytes]) -> bytes:
     return struct.pack(">I", len(values)) + b"".join(_text(value) for value in values)
+
+
+def _exec_rules(rules: ExecRules | None) -> bytes:
+    lists = (rules.executable, rules.readable, rules.writable) if rules else ((), (), ())
+    for paths in lists:
+        if len(paths) > RULES_MAX:
+            raise Unsendable(
+                "E2BIG", f"{len(paths)} paths in one list of exec rules; {RULES_MAX} are possible"
+            )
+        if relative := next((path for path in paths if not path.startswith("/")), None):
+            raise Unsendable("EINVAL", f"an exec rule for {relative!r}, which is no absolute path")
+    encoded = b"".join(struct.pack(">I", len(paths)) + b"".join(map(_path, paths)) for paths in lists)
+    return struct.pack(">B", rules is not None) + encoded
 
 
 def _path(value: str | bytes) -> bytes:

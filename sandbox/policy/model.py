@@ -145,9 +145,11 @@ class ShellPolicy(Section):
     pre_approved: tuple[Text, ...] = ()
     """Command lines that need no confirmation: exact bytes, or a prefix ending in `` *``."""
     mode: Literal["open", "closed"] = "open"
-    """``open``: the tree may run anything in the image but the blocked. ``closed``: only the listed."""
+    """``open``: the tree may run anything in the image but the blocked. ``closed``: only the listed, their
+    helpers, and the shell that runs the command lines."""
     helpers: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
-    """For ``closed``: programs that an allowed binary needs, by binary."""
+    """For ``closed``: programs that an allowed binary needs, by binary: names or absolute paths, where ``*``
+    stands for part of one name. An entry replaces the shipped one of the same binary."""
     workspace_exec: bool = True
     """Whether files in the workspace may be executed."""
     agents: tuple[AllowedProgram, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sandbox.container.image import ImageIndex
+from sandbox.container.image_index import ImageIndex
 from sandbox.errors import PolicyError
 from sandbox.policy.model import Policy
 from sandbox.probe.catalogue import load_catalogue

@@ -11,14 +11,13 @@ from typing import Protocol
 from urllib.parse import quote
 
 from sandbox.container.runtime import ContainerStream
-from sandbox.container.spec import WORKSPACE, Bind
+from sandbox.container.spec import PROBE, WORKSPACE, Bind
 from sandbox.errors import EngineError
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import Command, SpawnFailed
 from sandbox.probe.model import Act, Seen, Timed
 from sandbox.resources import shipped
 
-PROBE = "/.agent-runner/probe"
 MOUNTS, CONTROL_MOUNTS = "/run", "/mnt"
 """What attempts may try to change: a tmpfs that is there, and one that the program makes for itself."""
 CONTROL_SCRATCH = "/tmp/.selftest-0"  # noqa: S108  # inside the container

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandbox.container.control import ControlRuntime, control_spec
-from sandbox.container.image import find_image, index_image
+from sandbox.container.image import find_image
+from sandbox.container.image_index import index_image
 from sandbox.container.preflight import check_host
 from sandbox.container.reaper import current_owner
 from sandbox.container.spec import EGRESS_DIRECTORY, Bind, ContainerSpec, Image, SessionPlaces, compile_spec

@@ -6,7 +6,7 @@ import fnmatch
 import posixpath
 from collections.abc import Iterator
 
-from sandbox.container.image import ImageIndex, resolve
+from sandbox.container.image_index import ImageIndex, resolve
 from sandbox.container.spec import PATH, WORKSPACE
 from sandbox.policy.model import ShellPolicy
 from sandbox.probe.model import Act, Probe

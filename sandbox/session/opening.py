@@ -15,7 +15,9 @@ from typing import Protocol
 
 from sandbox.budget import Meter
 from sandbox.container import gvisor
-from sandbox.container.image import ImageSource, prepare_image
+from sandbox.container.closed_shell import check_seccomp
+from sandbox.container.image import prepare_image
+from sandbox.container.image_index import ImageSource
 from sandbox.container.patch.export import require_git
 from sandbox.container.preflight import check_host
 from sandbox.container.reaper import discard_session, reap
@@ -24,8 +26,11 @@ from sandbox.container.seccomp import SeccompProfile, load_seccomp
 from sandbox.container.shells import replace_shells
 from sandbox.container.spec import (
     EGRESS_SOCKET,
+    GUEST,
+    PROBE,
     PROXY_PORT,
     SHELL_SOCKET_NAME,
+    SHELLS,
     Bind,
     ContainerSpec,
     Image,
@@ -48,7 +53,7 @@ from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, EgressConnection, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
-from sandbox.guest.messages import Command, CommandResult, GuestConfig, Relay
+from sandbox.guest.messages import Command, CommandResult, ExecRules, GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.model import Limits, Policy
 from sandbox.policy.paths import DenyPatterns
@@ -193,7 +198,7 @@ async def open_session(
         await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
-    warnings = [*workspace.warnings, *reaped.problems]
+    warnings = [*workspace.warnings, *reaped.problems, *(image.closed.warnings if image.closed else ())]
     return OpenSession(
         plan=plan,
         runtime=runtime,
@@ -212,7 +217,9 @@ async def open_session(
         container_id=container_id,
         shell=image.shell,
         shells=shells,
-        started=asyncio.create_task(_start(plan, spec, runtime, container_id, recorder, clock, warnings)),
+        started=asyncio.create_task(
+            _start(plan, runtime, image, spec, container_id, recorder, clock, warnings)
+        ),
         started_clock=clock,
         policy_in_force=policy,
         warnings=warnings,
@@ -261,6 +268,8 @@ async def _look_inside(spec: ContainerSpec, channel: GuestChannel) -> list[str]:
 def _seccomp(plan: RunPlan) -> SeccompProfile:
     """The profile as the engine is given it: what is recorded is what is in force."""
     profile = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    if plan.policy.shell.mode == "closed":
+        check_seccomp(profile.name, profile.text)
     return gvisor.seccomp_for_gvisor(profile) if plan.policy.runtime == "runsc" else profile
 
 
@@ -274,8 +283,7 @@ async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -
         runtime,
         runtime,
         plan.image,
-        blocked_commands=shell.blocked_commands,
-        allowed_binaries=shell.allowed_binaries,
+        plan.policy.shell,
         refusal_binary=str(shipped("images/guest/build/refused")),
         state=state,
         owner=owner,
@@ -366,6 +374,22 @@ def _relays(plan: RunPlan) -> tuple[Relay, ...]:
     return relays
 
 
+def _exec_rules(image: Image, spec: ContainerSpec) -> ExecRules | None:
+    closed = image.closed
+    if closed is None:
+        return None
+    # A shell that asks becomes the image's own, which lies elsewhere then; the self-test mounts its program.
+    asking = image.asking_shells.paths if image.asking_shells is not None else ()
+    moved = [SHELLS + path for path in asking if path in closed.executable]
+    programs = [bind.target for bind in spec.binds if bind.target == PROBE]
+    # What we mount for commands to read is in no image; the rest of our binds lie over paths that are judged.
+    ours = [bind.target for bind in spec.binds if bind.target.startswith("/.agent-runner/")]
+    readable = {*closed.readable, *ours} - {GUEST}
+    return ExecRules(
+        tuple(sorted({*closed.executable, *moved, *programs})), tuple(sorted(readable)), closed.writable
+    )
+
+
 def _started(
     plan: RunPlan,
     directory: SessionDirectory,
@@ -394,8 +418,9 @@ def _started(
 
 async def _start(
     plan: RunPlan,
-    spec: ContainerSpec,
     runtime: Runtime,
+    image: Image,
+    spec: ContainerSpec,
     container_id: str,
     recorder: Recorder,
     clock: float,
@@ -408,6 +433,7 @@ async def _start(
             egress_socket=EGRESS_SOCKET,
             relays=_relays(plan),
             observe_execs=plan.policy.runtime != "runsc",  # gVisor has no user notification
+            exec_rules=_exec_rules(image, spec),
         )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:

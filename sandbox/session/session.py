@@ -90,10 +90,17 @@ async def run_session(
 
 def _shell(opened: OpenSession) -> Shell:
     asking, env = opened.image.asking_shells, dict(opened.spec.env)
+    is_closed = opened.image.closed is not None
     if asking is None or opened.shells is None:
-        return Shell(opened.shell, env)
-    agents = frozenset(opened.plan.policy.shell.agents)
-    return Shell(opened.shell, env, agents, asking.original_shell, opened.shells.ticket)
+        return Shell(opened.shell, env, is_closed=is_closed)
+    return Shell(
+        opened.shell,
+        env,
+        agents=frozenset(opened.plan.policy.shell.agents),
+        unwrapped=asking.original_shell,
+        ticket=opened.shells.ticket,
+        is_closed=is_closed,
+    )
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:

@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 
-from sandbox.container.image import (
-    ImageIndex,
-    blocked_paths,
-    find_image,
-    index_image,
-    prepare_image,
-    read_index,
-    resolve,
-)
+from sandbox.container.image import blocked_paths, find_image, prepare_image
+from sandbox.container.image_index import ImageIndex, index_image, read_index, resolve
 from sandbox.errors import ImageError, StateError
+from sandbox.policy.model import ShellPolicy
 from tests.fakes.runtime import FakeRuntime
 
 ID = "sha256:" + "a" * 64
@@ -260,8 +254,7 @@ async def test_a_prepared_image_names_what_to_cover_and_its_shell(tmp_path: Path
             runtime,
             source,
             "x",
-            blocked_commands=blocked,
-            allowed_binaries=(),
+            ShellPolicy(blocked_commands=blocked),
             refusal_binary="/refused",
             state=tmp_path,
             owner="me",

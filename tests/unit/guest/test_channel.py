@@ -33,7 +33,7 @@ def text(value: bytes) -> bytes:
     return struct.pack(">I", len(value) + 1) + value + b"\0"
 
 
-READY = frame(Type.READY, 0, struct.pack(">HII", 1, 7, 1000) + text(b"1"))
+READY = frame(Type.READY, 0, struct.pack(">HII", codec.PROTOCOL_VERSION, 7, 1000) + text(b"1"))
 
 
 def started(request_id: int) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sandbox.errors import GuestError
 from sandbox.guest import codec
-from sandbox.guest.messages import Command, GuestConfig, Relay
+from sandbox.guest.messages import Command, ExecRules, GuestConfig, Relay
 
 HERE = Path(__file__).parent
 GUEST = HERE.parents[2] / "images" / "guest"
@@ -79,6 +79,9 @@ REQUESTS = {
             "/e/p.sock",
             (Relay("127.0.0.1", 3128, None), Relay("127.77.0.2", 443, "a.example:443")),
         )
+    ),
+    "config with exec rules": codec.encode_config(
+        GuestConfig("/w", exec_rules=ExecRules(("/bin/sh", "/lib/ld.so"), ("/etc",), ("/w", "/tmp")))
     ),
     "config without egress": codec.encode_config(GuestConfig("/w")),
     "spawn": codec.encode_spawn(

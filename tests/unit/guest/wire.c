@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LINE_BYTES (128u * 1024)
+
 static uint8_t buffer[2 * FRAME_MAX];
 
 static size_t from_hex(const char *hex, uint8_t *to)
@@ -36,6 +38,12 @@ static void print_text(const char *name, const char *text)
 {
     printf(" %s=", name);
     print_hex(text, strlen(text));
+}
+
+static void print_paths(const char *name, const struct path_list *list)
+{
+    for (uint32_t i = 0; i < list->count; i++)
+        print_text(name, list->paths[i]);
 }
 
 static struct config config;
@@ -63,6 +71,10 @@ static bool show(const struct frame *frame, bool is_silent)
                 printf(" port=%u", config.relays[i].port);
                 print_text("connect", config.relays[i].connect);
             }
+            printf(" has_rules=%u", config.rules.is_given);
+            print_paths("executable", &config.rules.executable);
+            print_paths("readable", &config.rules.readable);
+            print_paths("writable", &config.rules.writable);
         }
         break;
     case SPAWN:
@@ -188,7 +200,7 @@ static uint32_t next_random(void) /* xorshift: the same run every time */
     return random_state ^= random_state << 5;
 }
 
-static void fuzz(long rounds, char (*seeds)[16384], size_t seed_count)
+static void fuzz(long rounds, char (*seeds)[LINE_BYTES], size_t seed_count)
 {
     static uint8_t bytes[8192];
     long accepted = 0;
@@ -221,7 +233,7 @@ static void fuzz(long rounds, char (*seeds)[16384], size_t seed_count)
 
 int main(int argc, char **argv)
 {
-    static char lines[64][16384];
+    static char lines[64][LINE_BYTES];
     size_t count = 0;
     while (count < 64 && fgets(lines[count], sizeof lines[count], stdin))
         count++;

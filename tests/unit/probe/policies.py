@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sandbox.container.image import ImageIndex
+from sandbox.container.image_index import ImageIndex
 from sandbox.policy.model import Policy
 
 PROGRAMS = ("git", "sh", "python3.11", "curl", "id")
