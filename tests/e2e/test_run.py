@@ -146,7 +146,7 @@ def test_ctrl_c_ends_the_run_cleanly_and_saves_the_patch(runner: Runner) -> None
         ),
         env=runner.env, cwd=runner.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    wait_until(lambda: any((directory / "layers/upper/src/b.txt").exists() for directory in runner.sessions()))
+    wait_until(lambda: any((at / "layers/upper/src/b.txt").exists() for at in runner.sessions()))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     result = ended(runner, Finished(process.returncode, stdout.decode(), stderr.decode()), "cancelled", 130)
