@@ -18,6 +18,7 @@ enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_FIRST_FREE = 6 };
 struct guest {
     uint32_t landlock_abi;
     struct rlimit nofile; /* as the container came with it; what commands get back */
+    bool must_observe;    /* every exec of a command is reported */
 };
 
 /* process.c */
@@ -30,6 +31,17 @@ void close_from(int first, bool only_on_exec);
 uint32_t landlock_abi(void);
 bool landlock_can_scope(uint32_t abi);
 int landlock_scope(uint32_t abi);
+
+/* observe.c: in PID 1; in the main process; in the keeper */
+int observe_check(void);
+int observe_self(int hand_fd);
+void observe_announce(const char *path);
+int observer_open(void);
+int observer_fd(void);
+void observer_hear(short events, pid_t main_pid, int exec_fd, char *const *argv);
+int64_t observer_due(void);
+size_t observer_take(uint8_t *body);
+uint64_t observer_unreported(void);
 
 /* beneath.c */
 int open_beneath(const char *path, int flags);
