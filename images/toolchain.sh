@@ -1,15 +1,16 @@
 #!/bin/sh
-# Build agent-runner/toolchain:latest: the programs that real tasks use, to prove that they work under the
-# seccomp profile. For tests only; nothing in it is trusted, and no session needs it.
+# Build agent-runner/toolchain:latest (TOOLCHAIN_IMAGE names another): the programs that real tasks use, to prove
+# that they work under the seccomp profile and in a closed shell. For tests only; nothing in it is trusted, and no
+# session needs it.
 #
 # Made with mmdebstrap and `docker import`, so it needs a Debian mirror but no image registry. The image
 # carries the digest of this file as a label: unchanged file, nothing to do.
 set -eu
 
-image=agent-runner/toolchain:latest
+image=${TOOLCHAIN_IMAGE:-agent-runner/toolchain:latest}
 label=org.agent-runner.content
 suite=bookworm
-packages=ca-certificates,gcc,libc6-dev,make,git,python3,python3-venv,cargo,nodejs,npm
+packages=ca-certificates,gcc,libc6-dev,make,git,python3,python3-venv,python3-pytest,cargo,nodejs,npm,busybox-static
 
 content=$(sha256sum "$0" | cut -d' ' -f1)
 present=$(docker image inspect --format "{{index .Config.Labels \"$label\"}}" "$image" 2>/dev/null || true)

@@ -13,10 +13,11 @@
 #define GRACE_MS 10000 /* how long a tree may take to die before the whole container ends */
 
 /* Descriptors at fixed places in every worker; higher ones are closed when it starts. */
-enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_FIRST_FREE = 6 };
+enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_RULES = 6, FD_FIRST_FREE = 7 };
 
 struct guest {
     uint32_t landlock_abi;
+    bool is_closed; /* FD_RULES holds what every command is restricted by */
     struct rlimit nofile; /* as the container came with it; what commands get back */
     bool must_observe;    /* every exec of a command is reported */
 };
@@ -30,7 +31,11 @@ void close_from(int first, bool only_on_exec);
 /* landlock.c */
 uint32_t landlock_abi(void);
 bool landlock_can_scope(uint32_t abi);
-int landlock_scope(uint32_t abi);
+/* A domain of scopes alone; is_outer: the rules of a closed shell come inside it. */
+int landlock_scope(uint32_t abi, bool is_outer);
+/* The ruleset of a closed shell, scopes included; dies of what cannot be enforced. */
+int landlock_rules(uint32_t abi, const struct exec_rules *rules);
+int landlock_restrict(int rules);
 
 /* observe.c: in PID 1; in the main process; in the keeper */
 int observe_check(void);

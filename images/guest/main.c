@@ -126,7 +126,8 @@ static struct slot *find_slot(uint32_t id)
     return NULL;
 }
 
-/* In the new worker: keep its socket, /dev/null and the workspace; let go of the channel and of other workers. */
+/* In the new worker: keep its socket, /dev/null, the workspace and the rules; let go of the channel and of other
+ * workers. */
 static void settle_worker(int socket)
 {
     if (dup2(socket, FD_PID1) < 0 || dup2(FD_NULL, 0) < 0 || dup2(FD_NULL, 1) < 0)
@@ -140,7 +141,7 @@ static void limit_file_worker(void)
     struct rlimit memory = {256u << 20, 256u << 20}, cpu = {WRITE_LIMIT_MS / 1000, WRITE_LIMIT_MS / 1000};
     if (setrlimit(RLIMIT_AS, &memory) < 0 || setrlimit(RLIMIT_CPU, &cpu) < 0)
         die("a worker cannot limit itself: %s", strerror(errno));
-    if (landlock_scope(guest.landlock_abi) < 0)
+    if (landlock_scope(guest.landlock_abi, false) < 0)
         die("a worker cannot enter a Landlock domain: %s", strerror(errno));
 }
 
@@ -386,6 +387,13 @@ static void configure(const struct frame *frame)
             " (%s); it needs Linux 5.5 and a profile that allows seccomp(2) and its ioctls, as the shipped one does",
             strerror(error));
     guest.must_observe = config.must_observe;
+    if (config.rules.is_given) {
+        fd = landlock_rules(guest.landlock_abi, &config.rules);
+        if (dup3(fd, FD_RULES, O_CLOEXEC) < 0)
+            die("cannot keep the Landlock rules: %s", strerror(errno));
+        close(fd);
+        guest.is_closed = true;
+    }
     for (uint32_t i = 0; i < config.relay_count; i++)
         listeners[i] = relay_listen(&config.relays[i]);
     if (config.relay_count > 0) {
@@ -552,7 +560,8 @@ int main(void)
             die("descriptor %d is not open: %s", fd, strerror(errno));
     close_from(3, false);
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null != FD_PID1 || dup3(null, FD_NULL, O_CLOEXEC) < 0 || dup3(null, FD_WORKSPACE, O_CLOEXEC) < 0)
+    if (null != FD_PID1 || dup3(null, FD_NULL, O_CLOEXEC) < 0 || dup3(null, FD_WORKSPACE, O_CLOEXEC) < 0
+        || dup3(null, FD_RULES, O_CLOEXEC) < 0)
         die("cannot open /dev/null: %s", strerror(errno));
     struct rlimit nofile;
     if (getrlimit(RLIMIT_NOFILE, &nofile) < 0)

@@ -133,7 +133,7 @@ static _Noreturn void become_command(const struct guest *guest, int cwd, int in,
         give_up(exec_fd, "sigprocmask");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         give_up(exec_fd, "no_new_privs");
-    if (landlock_scope(guest->landlock_abi) < 0)
+    if ((guest->is_closed ? landlock_restrict(FD_RULES) : landlock_scope(guest->landlock_abi, false)) < 0)
         give_up(exec_fd, "landlock");
     /* Last: from here on each execve waits for the keeper. */
     if (guest->must_observe && observe_self(hand_fd) < 0)
@@ -458,7 +458,7 @@ void keep_command(const struct guest *guest, const struct spawn *spawn)
     keeper.is_scoped = landlock_can_scope(guest->landlock_abi);
     if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
         worker_failed(SPAWN_FAILED, errno, "subreaper");
-    if (landlock_scope(guest->landlock_abi) < 0)
+    if (landlock_scope(guest->landlock_abi, guest->is_closed) < 0)
         worker_failed(SPAWN_FAILED, errno, "landlock");
     start_main(guest);
     if (keeper.input_left == 0 && keeper.input_to_come > 0)

@@ -65,8 +65,10 @@ def _policy_problems(policy: Policy) -> list[str]:
     problems = []
     if policy.runtime == "runsc":
         problems.append(f"runtime runsc: {'; '.join(LOST_WITH_RUNSC)}; use runtime: runc")
-    if policy.shell.mode == "closed":
-        problems.append("shell.mode: closed is not enforced by this version; use shell.mode: open")
+        if policy.shell.mode == "closed":
+            problems.append(
+                "shell.mode: closed is enforced by Landlock, which gVisor has not; use runtime: runc"
+            )
     for entry in policy.network.allowlist:
         for field, is_asked in (("inspect: true", entry.inspect), ("rules", bool(entry.rules))):
             if is_asked:

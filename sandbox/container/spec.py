@@ -6,7 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -136,6 +136,19 @@ class SessionPlaces:
 
 
 @dataclass(frozen=True)
+class ClosedShell:
+    """``shell.mode: closed`` for one image: absolute paths, links resolved, sorted."""
+
+    executable: tuple[str, ...]
+    readable: tuple[str, ...]
+    writable: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """One line each, for the result."""
+    links: Mapping[str, str] = field(repr=False)
+    """The image's symbolic links, so that a path can be judged as it was called."""
+
+
+@dataclass(frozen=True)
 class Image:
     """An image that is present, and where it keeps the programs that the policy blocks."""
 
@@ -147,6 +160,8 @@ class Image:
     """Host path of the program that says why and exits 126."""
     shell: str = "/bin/sh"
     """What runs command lines: bash where the image has it, since the policy reads them as bash does."""
+    closed: ClosedShell | None = None
+    """None: ``shell.mode: open``."""
 
 
 def compile_spec(

@@ -30,6 +30,12 @@ MAX_TEXT_FOR_MODEL = 32_000
 MAX_LISTED = 2_000
 MAX_MATCHES = 200
 
+CLOSED_HINT = (
+    "shell.mode closed: only the programs of shell.allowed_binaries and their helpers run here; any other, "
+    "whatever starts it, gets 'Permission denied'"
+)
+_NOT_RUN = (126, 127)
+
 Effect = tuple[ToolResult, Outcome]
 """What is recorded, and what the agent is told."""
 
@@ -40,6 +46,8 @@ class Shell:
 
     path: str
     env: Mapping[str, str]
+    is_closed: bool = False
+    """Only listed programs and their helpers run."""
 
 
 async def carry_out(
@@ -77,7 +85,7 @@ async def carry_out(
             ran = await guest.run(command, on_started=lambda pid: on_exec(action.id, pid, list(argv)))
             if isinstance(ran, SpawnFailed):
                 return _failed(action.id, FileFailed(ran.errno_name, ran.message))
-            return _command_result(action.id, ran, timeout)
+            return _command_result(action.id, ran, timeout, is_closed=shell.is_closed)
         case Unavailable():
             raise AssertionError("an unavailable tool is never allowed")
 
@@ -161,7 +169,7 @@ def _inside(path: str) -> bytes:
     return canonical or b"."
 
 
-def _command_result(action_id: str, ran: CommandResult, timeout: float) -> Effect:
+def _command_result(action_id: str, ran: CommandResult, timeout: float, *, is_closed: bool) -> Effect:
     stdout, stderr = (part.decode("utf-8", "replace") for part in (ran.stdout, ran.stderr))
     if ran.timed_out:
         ending = f"timed out after {timeout:g} s; its whole process tree was killed"
@@ -176,6 +184,8 @@ def _command_result(action_id: str, ran: CommandResult, timeout: float) -> Effec
         parts.append(f"--- stderr\n{_shorten(stderr)}")
     if ran.cut_bytes:
         parts.append(f"--- {ran.cut_bytes} bytes of output were cut")
+    if is_closed and (ran.exit_code in _NOT_RUN or b"Permission denied" in ran.stderr):
+        parts.append(f"--- {CLOSED_HINT}")
     result = ToolResult(
         action_id=action_id,
         ok=not ran.timed_out,

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.budget import Meter
-from sandbox.container.image import ImageSource, prepare_image
+from sandbox.container.closed_shell import check_seccomp
+from sandbox.container.image import prepare_image
+from sandbox.container.image_index import ImageSource
 from sandbox.container.patch.export import require_git
 from sandbox.container.preflight import check_host
 from sandbox.container.reaper import discard_session, reap
 from sandbox.container.runtime import ContainerState, Runtime
-from sandbox.container.seccomp import load_seccomp
+from sandbox.container.seccomp import SeccompProfile, load_seccomp
 from sandbox.container.spec import (
     EGRESS_SOCKET,
     PROXY_PORT,
+    ClosedShell,
     ContainerSpec,
     Image,
     OverlayVolume,
@@ -40,7 +43,7 @@ from sandbox.errors import EngineError, GuestError, PolicyError
 from sandbox.events import ContainerStarted, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
-from sandbox.guest.messages import GuestConfig, Relay
+from sandbox.guest.messages import ExecRules, GuestConfig, Relay
 from sandbox.policy.hosts import loopback_addresses
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
@@ -120,7 +123,7 @@ async def open_session(
     facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
     check_host(policy, facts)
     _relays(plan)  # more names than the guest has room for are refused before anything is made
-    seccomp = load_seccomp(policy.seccomp, plan.policy_source)
+    seccomp = _seccomp(plan)
     owner = current_owner()
     image = await _find_image(plan, runtime, state, owner)
     # What the end needs is looked for before the beginning.
@@ -155,7 +158,7 @@ async def open_session(
         await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
-    warnings = [*workspace.warnings, *reaped.problems]
+    warnings = [*workspace.warnings, *reaped.problems, *(image.closed.warnings if image.closed else ())]
     return OpenSession(
         plan=plan,
         runtime=runtime,
@@ -172,7 +175,7 @@ async def open_session(
         gateway=gateway,
         container_id=container_id,
         shell=image.shell,
-        started=asyncio.create_task(_start(plan, runtime, container_id, recorder, clock, warnings)),
+        started=asyncio.create_task(_start(plan, runtime, image, container_id, recorder, clock, warnings)),
         started_clock=clock,
         warnings=warnings,
     )
@@ -185,7 +188,7 @@ async def describe_container(plan: RunPlan, runtime: Engine, state: Path) -> str
     """
     check_host(plan.policy, await runtime.facts())
     _relays(plan)
-    seccomp = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    seccomp = _seccomp(plan)
     image = await _find_image(plan, runtime, state, current_owner())
     directory = SessionDirectory(state / "sessions" / "SESSION")
     places = _places(directory, *describe_workspace(plan.workspace, directory.path), "OWNER")
@@ -198,14 +201,19 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def _seccomp(plan: RunPlan) -> SeccompProfile:
+    profile = load_seccomp(plan.policy.seccomp, plan.policy_source)
+    if plan.policy.shell.mode == "closed":
+        check_seccomp(profile.name, profile.text)
+    return profile
+
+
 async def _find_image(plan: RunPlan, runtime: Engine, state: Path, owner: str) -> Image:
-    shell = plan.policy.shell
     return await prepare_image(
         runtime,
         runtime,
         plan.image,
-        blocked_commands=shell.blocked_commands,
-        allowed_binaries=shell.allowed_binaries,
+        plan.policy.shell,
         refusal_binary=str(shipped("images/guest/build/refused")),
         state=state,
         owner=owner,
@@ -248,6 +256,10 @@ def _relays(plan: RunPlan) -> tuple[Relay, ...]:
     return relays
 
 
+def _exec_rules(closed: ClosedShell | None) -> ExecRules | None:
+    return ExecRules(closed.executable, closed.readable, closed.writable) if closed else None
+
+
 def _started(
     plan: RunPlan,
     directory: SessionDirectory,
@@ -277,6 +289,7 @@ def _started(
 async def _start(
     plan: RunPlan,
     runtime: Runtime,
+    image: Image,
     container_id: str,
     recorder: Recorder,
     clock: float,
@@ -285,7 +298,9 @@ async def _start(
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
     try:
-        config = GuestConfig(egress_socket=EGRESS_SOCKET, relays=_relays(plan))
+        config = GuestConfig(
+            egress_socket=EGRESS_SOCKET, relays=_relays(plan), exec_rules=_exec_rules(image.closed)
+        )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:
         await channel.close()

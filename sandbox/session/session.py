@@ -61,7 +61,7 @@ async def run_session(
         plan=plan,
         broker=Broker(
             plan.policy,
-            Shell(opened.shell, dict(opened.spec.env)),
+            Shell(opened.shell, dict(opened.spec.env), opened.image.closed is not None),
             opened.guest,
             opened.recorder,
             opened.meter,

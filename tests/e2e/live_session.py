@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sandbox.container.docker import DockerRuntime
+from sandbox.container.image import DEFAULT_IMAGE
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import Command
 from sandbox.policy.load import load_policy
@@ -36,6 +37,7 @@ class Live:
         self.directory = directory
         self.workspace = directory / "workspace"
         self.state = directory / "state"
+        self.image = DEFAULT_IMAGE
 
     def fill(self) -> None:
         """Make the user's files."""
@@ -59,7 +61,9 @@ class Live:
         profile = {name: section | sections.pop(name, {}) for name, section in PROFILE.items()} | sections
         policy.write_text(yaml.safe_dump({"profiles": {"production": profile}}))
         loaded = load_policy(policy, "production")
-        request = RunRequest(task="t", loaded=loaded, workspace=self.workspace, model="script:none")
+        request = RunRequest(
+            task="t", loaded=loaded, workspace=self.workspace, model="script:none", image=self.image
+        )
         return plan_run(request, {}, self.directory)
 
     async def run(

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from sandbox.container.docker import DockerRuntime
-from sandbox.container.image import blocked_paths, find_image, index_image
+from sandbox.container.image import blocked_paths, find_image
+from sandbox.container.image_index import index_image
 from sandbox.container.reaper import ReapReport, claim_session, current_owner, reap
 from sandbox.container.runtime import Owned
 from sandbox.container.spec import ContainerSpec

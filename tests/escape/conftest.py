@@ -113,7 +113,7 @@ def toolchain_image() -> str:
     script = ROOT / "images" / "toolchain.sh"
     built = subprocess.run([str(script)], capture_output=True, text=True, timeout=600, check=False)
     assert built.returncode == 0, f"{script} failed:\n{built.stderr[-2000:]}"
-    return "agent-runner/toolchain:latest"
+    return os.environ.get("TOOLCHAIN_IMAGE", "agent-runner/toolchain:latest")
 
 
 @pytest.fixture(scope="session")

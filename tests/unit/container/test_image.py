@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 
-from sandbox.container.image import (
-    ImageIndex,
-    blocked_paths,
-    find_image,
-    index_image,
-    prepare_image,
-    read_index,
-    resolve,
-)
+from sandbox.container.image import blocked_paths, find_image, prepare_image
+from sandbox.container.image_index import ImageIndex, index_image, read_index, resolve
 from sandbox.errors import ImageError, StateError
+from sandbox.policy.model import ShellPolicy
 from tests.fakes.runtime import FakeRuntime
 
 ID = "sha256:" + "a" * 64
@@ -224,7 +218,7 @@ async def test_an_image_is_read_once_and_the_index_is_private(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"version": 0}', "null", '{"version": 1, "image_id": "x"}']
+    "damage", ["", "{", "[]", '{"version": 0}', "null", '{"version": 2, "image_id": "x"}']
 )
 async def test_an_index_that_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     source = Source(Tree().file("usr/bin/curl", b"1"))
@@ -260,8 +254,7 @@ async def test_a_prepared_image_names_what_to_cover_and_its_shell(tmp_path: Path
             runtime,
             source,
             "x",
-            blocked_commands=blocked,
-            allowed_binaries=(),
+            ShellPolicy(blocked_commands=blocked),
             refusal_binary="/refused",
             state=tmp_path,
             owner="me",

@@ -40,7 +40,7 @@ def test_an_engine_that_lacks_a_control_is_refused(changes: dict[str, Any], word
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        (Policy(name="p", shell=ShellPolicy(mode="closed")), "shell.mode: closed"),
+        (Policy(name="p", runtime="runsc", shell=ShellPolicy(mode="closed")), "mode: closed .* Landlock"),
         (Policy(name="p", runtime="runsc"), "runtime runsc is not registered"),
         (
             Policy(name="p", network=NetworkPolicy(allowlist=(HostEntry(host="a.example", inspect=True),))),
@@ -72,7 +72,8 @@ def test_what_is_not_enforced_yet_is_refused_not_ignored(policy: Policy, words: 
 
 
 def test_all_reasons_are_told_at_once_and_the_first_line_is_short() -> None:
-    policy = Policy(name="strict", shell=ShellPolicy(mode="closed"))
+    injected = Injection(host="c.example", header="X", value="v")
+    policy = Policy(name="strict", network=NetworkPolicy(inject=(injected,)))
     with pytest.raises(EngineError) as raised:
         check_host(policy, replace(GOOD, has_seccomp=False, missing_controls=("memory: off",)))
     first, *more = str(raised.value).split("\n")
