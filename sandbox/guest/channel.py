@@ -423,8 +423,9 @@ class _CommandFollower:
                 self._execs_to_come -= len(execs)
                 if self._execs_to_come < 0:
                     raise GuestError("the guest reported more execs of a command than it may")
-                for seen in execs if self._on_exec else ():
-                    self._on_exec(seen)
+                if self._on_exec:
+                    for seen in execs:
+                        self._on_exec(seen)
                 return None
             case codec.Output(stream, data) if self._pid is not None:
                 kept = self._kept[stream]

@@ -52,7 +52,8 @@ class ExecSeen:
     is_cut: bool
     """True when arguments were left out or cut, or could not be read."""
     found: bytes = b""
-    """The absolute path that ``path`` led to, links resolved, cut like it; empty when that is unknown."""
+    """The absolute path that ``path`` led to, links resolved, cut like it; empty when that is ``path``
+    itself, or unknown."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class CommandResult:
     max_rss_bytes: int
     claimed_pid: int
     execs_left_out: int = 0
-    """Programs started of which no ExecSeen came: more than the guest reports, or than the host took in time."""
+    """Programs started of which no ExecSeen came: more than the guest reports, or than the host took."""
 
     @property
     def cut_bytes(self) -> int:

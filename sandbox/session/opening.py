@@ -297,9 +297,19 @@ async def _start(
 ) -> GuestChannel:
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
+    # gVisor has no user notification. Where it is asked for, a guest that cannot have it refuses to start.
+    observe_execs = plan.policy.runtime == "runc"
+    if not observe_execs:
+        warnings.append(
+            f"execs: runtime {plan.policy.runtime} cannot report them; of each command only its "
+            "first program is in the record"
+        )
     try:
         config = GuestConfig(
-            egress_socket=EGRESS_SOCKET, relays=_relays(plan), exec_rules=_exec_rules(image.closed)
+            egress_socket=EGRESS_SOCKET,
+            relays=_relays(plan),
+            exec_rules=_exec_rules(image.closed),
+            observe_execs=observe_execs,
         )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:

@@ -15,7 +15,7 @@ from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.confirm import Confirmer
-from sandbox.session.effects import Shell
+from sandbox.session.effects import shell_of
 from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
@@ -61,7 +61,7 @@ async def run_session(
         plan=plan,
         broker=Broker(
             plan.policy,
-            Shell(opened.shell, dict(opened.spec.env), opened.image.closed is not None),
+            shell_of(opened.image, opened.spec),
             opened.guest,
             opened.recorder,
             opened.meter,
