@@ -14,7 +14,7 @@ from sandbox.resources import shipped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.confirm import NobodyThere
-from sandbox.session.effects import Shell
+from sandbox.session.effects import shell_of
 from sandbox.session.opening import OpenSession, open_session
 from sandbox.session.plan import RunPlan, RunRequest, plan_run
 
@@ -69,7 +69,7 @@ def broker_of(opened: OpenSession) -> Broker:
     """Return the way from an agent to the guest of an open session."""
     return Broker(
         opened.plan.policy,
-        Shell(opened.shell, dict(opened.spec.env)),
+        shell_of(opened.image, opened.spec),
         opened.guest,
         opened.recorder,
         opened.meter,

@@ -22,6 +22,7 @@ struct guest {
     uint32_t uid, gid, processes; /* processes: the most that user may have */
     bool is_closed; /* FD_RULES holds what every command is restricted by */
     struct rlimit nofile; /* as the container came with it; what commands get back */
+    bool must_observe;    /* every exec of a command is reported */
 };
 
 /* process.c */
@@ -38,6 +39,17 @@ int landlock_scope(uint32_t abi, bool is_outer);
 /* The ruleset of a closed shell, scopes included; dies of what cannot be enforced. */
 int landlock_rules(uint32_t abi, const struct exec_rules *rules);
 int landlock_restrict(int rules);
+
+/* observe.c: in PID 1; in the main process; in the keeper */
+int observe_check(void);
+int observe_self(int hand_fd);
+void observe_announce(const char *path);
+int observer_open(void);
+int observer_fd(void);
+void observer_hear(short events, pid_t main_pid, int exec_fd, char *const *argv);
+int64_t observer_due(void);
+size_t observer_take(uint8_t *body);
+uint64_t observer_unreported(void);
 
 /* beneath.c */
 int open_beneath(const char *path, int flags);

@@ -5,7 +5,8 @@
  *
  *   PID 1            this file. Owns the channel to the host (its stdin and stdout). Moves whole frames, starts
  *    |               workers, reaps, keeps time. Parses nothing but frame heads and requests; waits for nobody.
- *    |- keeper       one per command (spawn.c): parent and subreaper of all the command starts.
+ *    |- keeper       one per command (spawn.c): parent and subreaper of all the command starts, and told of each
+ *    |   |           program that is executed there (observe.c).
  *    |   '- command  untrusted, in a Landlock domain of its own (landlock.c): cannot signal or trace any other box.
  *    |- file worker  one per file operation (files.c, walk.c): regular expressions and slow disks hold up only it.
  *    '- relay        one, when there is egress (relay.c).
@@ -254,8 +255,8 @@ static bool may_send(uint8_t request, uint8_t type)
 {
     switch (request) {
     case SPAWN:
-        return type == STARTED || type == STDOUT || type == STDERR || type == WANT || type == EXITED
-               || type == SPAWN_FAILED;
+        return type == STARTED || type == STDOUT || type == STDERR || type == WANT || type == EXECS
+               || type == EXITED || type == SPAWN_FAILED;
     case READ: return type == CONTENT || type == READ_DONE || type == FAILED;
     case WRITE: return type == WANT || type == WRITE_DONE || type == FAILED;
     case LIST: return type == ENTRIES || type == LIST_DONE || type == FAILED;
@@ -412,6 +413,12 @@ static void configure(const struct frame *frame)
     if (fd < 0 || dup3(fd, FD_WORKSPACE, O_CLOEXEC) < 0)
         die("cannot open the workspace '%s': %s", config.workspace, strerror(errno));
     close(fd);
+    int error = config.must_observe ? observe_check() : 0;
+    if (error)
+        die("cannot observe what commands execute: no seccomp user notification in this kernel, runtime or profile"
+            " (%s); it needs Linux 5.5 and a profile that allows seccomp(2) and its ioctls, as the shipped one does",
+            strerror(error));
+    guest.must_observe = config.must_observe;
     if (config.rules.is_given) {
         fd = landlock_rules(guest.landlock_abi, &config.rules);
         if (dup3(fd, FD_RULES, O_CLOEXEC) < 0)

@@ -117,7 +117,8 @@ bool decode_config(struct span body, struct config *config)
     rules->is_given = get_flag(&reader);
     return get_paths(&reader, &rules->executable, rules->is_given)
            && get_paths(&reader, &rules->readable, rules->is_given)
-           && get_paths(&reader, &rules->writable, rules->is_given) && is_read_whole(&reader)
+           && get_paths(&reader, &rules->writable, rules->is_given)
+           && (config->must_observe = get_flag(&reader), is_read_whole(&reader))
            && (config->relay_count == 0 || config->egress[0] != 0);
 }
 
@@ -247,6 +248,19 @@ void encode_exited(struct writer *writer, const struct exited *exited)
     put_number(writer, exited->wall_ms, 4);
     put_number(writer, exited->cpu_ms, 4);
     put_number(writer, exited->max_rss, 8);
+    put_number(writer, exited->execs_left_out, 8);
+}
+
+void encode_exec(struct writer *writer, const struct exec_seen *seen)
+{
+    put_number(writer, seen->pid, 4);
+    put_number(writer, seen->parent, 4);
+    put_bytes(writer, seen->path.at, seen->path.size);
+    put_bytes(writer, seen->found.at, seen->found.size);
+    put_number(writer, seen->argument_count, 4);
+    for (uint32_t i = 0; i < seen->argument_count; i++)
+        put_bytes(writer, seen->arguments[i].at, seen->arguments[i].size);
+    put_number(writer, seen->is_cut, 1);
 }
 
 void encode_failed(struct writer *writer, uint32_t error, const char *what)

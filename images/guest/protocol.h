@@ -13,7 +13,7 @@
  *   CONFIG  u16 protocol version | text workspace | text egress socket ("" for none)
  *           | list of (text IPv4 address, u16 port, text "name:port" or "")
  *           | u8 has rules | list of text executable | list of text readable | list of text writable
- *                                                                                     once, first
+ *           | u8 must observe execs                                                   once, first
  *   SPAWN   list of text argv (at least one) | text cwd | list of text "NAME=value"
  *           | u64 stdin size | bytes first part of stdin | u32 timeout ms | u64 output cap per stream
  *   DATA    the next part of stdin or content, 1..DATA_MAX bytes; one part for each WANT
@@ -25,10 +25,12 @@
  *
  * Guest to host. Each request gets exactly one last frame (marked *), and nothing after it.
  *   READY *        u16 protocol version | u32 Landlock ABI | u32 uid | text version
- *   STARTED        u32 pid; first frame of a command, after exec worked
+ *   STARTED        u32 pid; after exec worked; no output before it
+ *   EXECS          one or more (u32 pid, u32 parent, bytes path, bytes where it leads ("" for the same or unknown),
+ *                  list of bytes argv, u8 1 if argv is not whole); those before EXITED are all
  *   STDOUT STDERR  1..CHUNK_MAX bytes of kept output
  *   EXITED *       u8 1 if a signal ended it | u8 exit status or signal | u8 flags | u64 stdout size
- *                  | u64 stderr size | u32 wall ms | u32 cpu ms | u64 peak resident bytes
+ *                  | u64 stderr size | u32 wall ms | u32 cpu ms | u64 peak resident bytes | u64 execs left out
  *   SPAWN_FAILED * u32 errno | text what failed
  *   WANT           empty; the next DATA may come
  *   CONTENT        1..CHUNK_MAX bytes of a file
@@ -60,12 +62,16 @@
 #define ENV_MAX 4096u
 #define RELAYS_MAX 256u
 #define RULES_MAX 4096u /* paths of one list of rules */
+#define EXECS_MAX 10000u /* of one command; more are only counted */
+#define EXEC_PATH_MAX 1024u
+#define EXEC_ARGS_MAX 32u
+#define EXEC_ARG_MAX 256u
 
 enum type {
     CONFIG = 1, SPAWN = 2, DATA = 3, KILL = 4, READ = 5, WRITE = 6, LIST = 7, SEARCH = 8,
     READY = 65, STARTED = 66, STDOUT = 67, STDERR = 68, EXITED = 69, SPAWN_FAILED = 70, WANT = 71,
     CONTENT = 72, READ_DONE = 73, WRITE_DONE = 74, ENTRIES = 75, LIST_DONE = 76, MATCHES = 77,
-    SEARCH_DONE = 78, FAILED = 79,
+    SEARCH_DONE = 78, FAILED = 79, EXECS = 80,
 };
 
 enum { EXIT_TIMED_OUT = 1, EXIT_KEEPER_LOST = 2 }; /* flags of EXITED */
@@ -104,6 +110,7 @@ struct config {
     struct relay_request relays[RELAYS_MAX];
     uint32_t relay_count;
     struct exec_rules rules;
+    uint8_t must_observe;
 };
 
 struct spawn {
@@ -143,7 +150,15 @@ struct exited {
     uint8_t is_signal, value, flags;
     uint64_t stdout_size, stderr_size;
     uint32_t wall_ms, cpu_ms;
-    uint64_t max_rss;
+    uint64_t max_rss, execs_left_out;
+};
+
+struct exec_seen {
+    uint32_t pid, parent;
+    struct span path, found;
+    struct span arguments[EXEC_ARGS_MAX];
+    uint32_t argument_count;
+    bool is_cut;
 };
 
 /* Take one frame from the front of what was read: 1 and *used when one is whole, 0 when more is needed, -1 for
@@ -171,6 +186,7 @@ void put_text(struct writer *writer, const char *text);
 void encode_head(uint8_t head[FRAME_HEAD], uint8_t type, uint32_t id, size_t body_size);
 void encode_ready(struct writer *writer, uint32_t landlock_abi, uint32_t uid);
 void encode_exited(struct writer *writer, const struct exited *exited);
+void encode_exec(struct writer *writer, const struct exec_seen *seen);
 void encode_failed(struct writer *writer, uint32_t error, const char *what);
 void encode_entry(struct writer *writer, uint8_t kind, uint64_t size, const char *path);
 void encode_match(struct writer *writer, const char *path, uint32_t line, const void *text, size_t size);

@@ -9,6 +9,8 @@
  * The keeper never waits for the host: output that PID 1 has no room for stays in the pipe and holds up the command,
  * not the clock. Output over the cap is read and counted for as long as the command likes to print.
  *
+ * Told of every program that is executed in the tree (observe.c), it answers at once and passes them on in batches.
+ *
  * The command's processes cannot signal the keeper (it is outside their domain) nor trace it (it is not dumpable).
  * Where there is no Landlock they can kill it; then they become children of PID 1, which kills them (main.c). Where
  * there are no subreapers every orphan becomes one: PID 1 kills those that are left before it passes EXITED on.
@@ -83,6 +85,7 @@ static void exec_on_path(const struct spawn *spawn)
     char candidate[PATH_LIMIT];
     int error = ENOENT;
     if (strchr(name, '/')) {
+        observe_announce(name);
         execve(name, spawn->argv, spawn->env);
         return;
     }
@@ -95,6 +98,7 @@ static void exec_on_path(const struct spawn *spawn)
         if (size == 0
             || snprintf(candidate, sizeof candidate, "%.*s/%s", (int)size, path, name) >= (int)sizeof candidate)
             continue;
+        observe_announce(candidate);
         execve(candidate, spawn->argv, spawn->env);
         if (errno == EACCES)
             error = EACCES; /* Go on: a later directory may have one that runs. As in execvp. */
@@ -104,7 +108,8 @@ static void exec_on_path(const struct spawn *spawn)
     errno = error;
 }
 
-static _Noreturn void become_command(const struct guest *guest, int cwd, int in, int out, int err, int exec_fd)
+static _Noreturn void become_command(const struct guest *guest, int cwd, int in, int out, int err, int exec_fd,
+                                     int hand_fd)
 {
     const struct spawn *spawn = keeper.spawn;
     if (setsid() < 0)
@@ -133,6 +138,9 @@ static _Noreturn void become_command(const struct guest *guest, int cwd, int in,
         give_up(exec_fd, "no_new_privs");
     if ((guest->is_closed ? landlock_restrict(FD_RULES) : landlock_scope(guest->landlock_abi, false)) < 0)
         give_up(exec_fd, "landlock");
+    /* Last: from here on each execve waits for the keeper. */
+    if (guest->must_observe && observe_self(hand_fd) < 0)
+        give_up(exec_fd, "seccomp listener");
     exec_on_path(spawn);
     give_up(exec_fd, "exec");
 }
@@ -147,7 +155,7 @@ static void make_pipe(int ends[2], int kept_end)
 
 static void start_main(const struct guest *guest)
 {
-    int in[2] = {FD_NULL, -1}, out[2], err[2], exec[2];
+    int in[2] = {FD_NULL, -1}, out[2], err[2], exec[2], hand = -1;
     act_as_command(guest, true);
     int cwd = open_beneath(keeper.spawn->cwd, O_PATH | O_DIRECTORY);
     if (cwd < 0)
@@ -164,11 +172,13 @@ static void start_main(const struct guest *guest)
     keeper.signal_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
     if (keeper.signal_fd < 0)
         worker_failed(SPAWN_FAILED, errno, "signalfd");
+    if (guest->must_observe && (hand = observer_open()) < 0)
+        worker_failed(SPAWN_FAILED, errno, "observer");
     keeper.main_pid = fork();
     if (keeper.main_pid < 0)
         worker_failed(SPAWN_FAILED, errno, "fork");
     if (keeper.main_pid == 0)
-        become_command(guest, cwd, in[0], out[1], err[1], exec[1]);
+        become_command(guest, cwd, in[0], out[1], err[1], exec[1], hand);
     keeper.is_main_alive = true;
     close(cwd);
     if (in[0] != FD_NULL)
@@ -176,6 +186,8 @@ static void start_main(const struct guest *guest)
     close(out[1]);
     close(err[1]);
     close(exec[1]);
+    if (hand >= 0)
+        close(hand);
     keeper.stdin_fd = in[1];
     keeper.exec_fd = exec[0];
     keeper.streams[0] = (struct stream){.fd = out[0], .type = STDOUT};
@@ -198,6 +210,21 @@ static void send_kept_packet(void)
     if (keeper.packet_size > 0)
         packet_send(keeper.packet[0], keeper.packet + 1, keeper.packet_size - 1);
     keeper.packet_size = 0;
+}
+
+static void post_execs(void)
+{
+    size_t size = observer_take(keeper.packet + 1);
+    if (size > 0)
+        post(EXECS, size);
+}
+
+/* At the end, when waiting for the host harms nobody. */
+static void send_execs(void)
+{
+    send_kept_packet();
+    for (size_t size; (size = observer_take(keeper.packet + 1)) > 0;)
+        packet_send(EXECS, keeper.packet + 1, size);
 }
 
 /* Read once from a pipe, send what is still under the cap, count all. Returns what was read, 0 at the end. */
@@ -315,6 +342,7 @@ static void hear_exec(void)
         return;
     if (got == (ssize_t)sizeof failure) {
         end_tree();
+        send_execs();
         failure.what[sizeof failure.what - 1] = 0;
         worker_failed(SPAWN_FAILED, failure.error, failure.what);
     }
@@ -339,22 +367,32 @@ static bool run_main(int64_t deadline)
             post(WANT, 0);
             continue;
         }
-        struct pollfd fds[6] = {
+        int64_t due = observer_due() - now_ms();
+        if (has_room && due <= 0) {
+            post_execs();
+            continue;
+        }
+        if (has_room && due < left)
+            left = due;
+        struct pollfd fds[7] = {
             {.fd = FD_PID1, .events = (short)(POLLIN | (has_room ? 0 : POLLOUT))},
             {.fd = keeper.signal_fd, .events = POLLIN},
-            {.fd = keeper.exec_fd, .events = POLLIN},
+            {.fd = has_room ? keeper.exec_fd : -1, .events = POLLIN},
             {.fd = has_room && is_started ? keeper.streams[0].fd : -1, .events = POLLIN},
             {.fd = has_room && is_started ? keeper.streams[1].fd : -1, .events = POLLIN},
             {.fd = keeper.input_left > 0 ? keeper.stdin_fd : -1, .events = POLLOUT},
+            {.fd = observer_fd(), .events = POLLIN},
         };
-        if (poll(fds, 6, may_reap_more ? 0 : left > 60000 ? 60000 : (int)left) < 0 && errno != EINTR)
+        if (poll(fds, 7, may_reap_more ? 0 : left > 60000 ? 60000 : (int)left) < 0 && errno != EINTR)
             die("a keeper cannot poll: %s", strerror(errno));
         if (!has_room && fds[0].revents & POLLOUT && packet_try(keeper.packet, keeper.packet_size))
             keeper.packet_size = 0;
         if (fds[0].revents & (POLLIN | POLLHUP) && hear())
             return false;
+        if (fds[6].revents)
+            observer_hear(fds[6].revents, keeper.main_pid, keeper.exec_fd, keeper.spawn->argv);
         /* Before the children: a main process that failed to exec has said why, then ended. */
-        if (fds[2].revents)
+        if (fds[2].revents && keeper.packet_size == 0)
             hear_exec();
         for (int i = 0; i < 2; i++)
             if (fds[3 + i].revents && keeper.packet_size == 0)
@@ -410,6 +448,7 @@ static _Noreturn void report(int64_t wall_ms, bool is_timed_out)
         .wall_ms = (uint32_t)wall_ms,
         .cpu_ms = cpu_ms(&usage),
         .max_rss = (uint64_t)usage.ru_maxrss * 1024,
+        .execs_left_out = observer_unreported(),
     };
     uint8_t room[64];
     struct writer body = {room, sizeof room, 0, false};
@@ -435,7 +474,7 @@ void keep_command(const struct guest *guest, const struct spawn *spawn)
     send_kept_packet();
     if (keeper.exec_fd >= 0)
         hear_exec(); /* The main process ended before it was heard; also when killed before exec. */
-    send_kept_packet();
+    send_execs();
     drain(&keeper.streams[0]);
     drain(&keeper.streams[1]);
     report(wall_ms, is_timed_out);

@@ -282,12 +282,23 @@ static long hb_prlimit(void)
     struct rlimit limit = {0, 0};
     return CALL(SYS_prlimit64, (unsigned long)victim() | HIGH, RLIMIT_CORE, &limit, 0);
 }
-static long sys_nested_listener(void)
+static long new_listener(void)
 {
     struct sock_filter allow[] = {BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
     struct sock_fprog program = {1, allow};
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    return CALL(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+}
+static long sys_nested_listener(void) { return outcome(new_listener()); }
+static long ioctl_notify_addfd(void)
+{
+    uint64_t nobody[3] = {~0ULL};
+    return CALL(SYS_ioctl, new_listener(), 0x40182103, nobody);
+}
+static long need_exec_notification(void)
+{
+    uint64_t nobody = ~0ULL;
+    return CALL(SYS_ioctl, new_listener(), 0x40082102, &nobody);
 }
 #ifdef __x86_64__
 static long sys_iopl(void) { return CALL(SYS_iopl, 3); }
@@ -668,6 +679,7 @@ const struct probe system_calls[] = {
     {"tty-ldisc", tty_ldisc, {EINVAL}},
     {"ioctl-nsfs", ioctl_nsfs, {0}},
     {"ioctl-project-id", ioctl_project_id, {EFAULT, ENOTTY, EOPNOTSUPP}},
+    {"ioctl-notify-addfd", ioctl_notify_addfd, {ENOENT}},
     {"ioctl-verity", ioctl_verity, {EFAULT, ENOTTY, EOPNOTSUPP}},
     {"res-sched-fifo", res_sched_fifo, {0}},
     {"res-sched-rr-reset", res_sched_rr_reset, {0}},
@@ -707,6 +719,7 @@ const struct probe system_calls[] = {
     {"need-nothing", need_nothing, {0}},
     {"need-thread", need_thread, {0}},
     {"need-openat2", need_openat2, {0}},
+    {"need-exec-notification", need_exec_notification, {ENOENT}},
     {"need-openat2-beneath", need_openat2_refuses, {0}},
     {"need-close-range", need_close_range, {0}},
     {"need-pidfd", need_pidfd, {0}},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.cli.display import dollars, duration, printable, table
+from sandbox.cli.exec_report import execs_as_data, execs_in_full, execs_line
 from sandbox.cli.verify import verdict_as_data, verdict_as_text
 from sandbox.errors import RecordError
 from sandbox.events import (
@@ -15,6 +16,7 @@ from sandbox.events import (
     DecisionMade,
     EgressConnection,
     Event,
+    ExecObserved,
     ModelFallback,
     PatchExported,
     SessionEnded,
@@ -40,6 +42,7 @@ class Attempt:
     decided: DecisionMade | None = None
     confirmed: ConfirmationGiven | None = None
     result: ToolResult | None = None
+    execs: list[ExecObserved] = field(default_factory=list)
 
 
 @dataclass
@@ -70,11 +73,13 @@ def read_report(directory: Path) -> Report:
     return report
 
 
-def as_text(report: Report, *, with_events: bool) -> str:
+def as_text(report: Report, *, with_events: bool, with_execs: bool = False) -> str:
     """Render a report for a person."""
     parts = [_heading(report)]
     if report.attempts:
         parts.append("tried\n" + _indent(_attempts(report)))
+    if execs := _execs(report, in_full=with_execs):
+        parts.append("executed\n" + _indent(execs))
     if report.connections:
         parts.append("network\n" + _indent(_connections(report)))
     parts.append("spent\n" + _indent(_spending(report)))
@@ -89,13 +94,13 @@ def as_text(report: Report, *, with_events: bool) -> str:
     return "\n\n".join(parts)
 
 
-def as_data(report: Report, *, with_events: bool) -> dict[str, object]:
+def as_data(report: Report, *, with_events: bool, with_execs: bool = False) -> dict[str, object]:
     """Render a report for machines."""
     data = row_as_data(report.row) | {
         "directory": str(report.directory),
         "started": report.started.model_dump(mode="json") if report.started else None,
         "ended": report.ended.model_dump(mode="json") if report.ended else None,
-        "actions": [_attempt_as_data(attempt) for attempt in report.attempts],
+        "actions": [_attempt_as_data(attempt, with_execs=with_execs) for attempt in report.attempts],
         "egress": [
             {
                 "host": host,
@@ -147,7 +152,7 @@ def _fold(report: Report, event: Event) -> None:
             report.patch = event
         case ToolCall():
             report.attempts.append(Attempt(event))
-        case DecisionMade() | ConfirmationGiven() | ToolResult():
+        case DecisionMade() | ConfirmationGiven() | ExecObserved() | ToolResult():
             _fold_answer(report, event)
         case EgressConnection():
             key = (event.host, event.port, event.verdict, event.reason)
@@ -168,7 +173,7 @@ def _fold(report: Report, event: Event) -> None:
             pass
 
 
-def _fold_answer(report: Report, event: DecisionMade | ConfirmationGiven | ToolResult) -> None:
+def _fold_answer(report: Report, event: DecisionMade | ConfirmationGiven | ExecObserved | ToolResult) -> None:
     # The newest with this id: a model may use an id again.
     attempt = next((a for a in reversed(report.attempts) if a.asked.action_id == event.action_id), None)
     if attempt is None:
@@ -178,6 +183,8 @@ def _fold_answer(report: Report, event: DecisionMade | ConfirmationGiven | ToolR
             attempt.decided = event
         case ConfirmationGiven():
             attempt.confirmed = event
+        case ExecObserved():
+            attempt.execs.append(event)
         case ToolResult():
             attempt.result = event
 
@@ -219,6 +226,16 @@ def _attempts(report: Report) -> str:
             )
         )
     return table(("#", "TOOL", "WHAT", "DECISION", "RULE", "OUTCOME"), rows, right=frozenset({0}))
+
+
+def _execs(report: Report, *, in_full: bool) -> str:
+    lines = []
+    for number, attempt in enumerate(report.attempts, start=1):
+        if line := execs_line(attempt.execs, attempt.result):
+            lines.append(f"{number:>3}  {line}")
+            if in_full and attempt.execs:
+                lines.append(_indent(execs_in_full(attempt.execs)))
+    return "\n".join(lines)
 
 
 def _outcome(result: ToolResult | None) -> str:
@@ -283,7 +300,7 @@ def _events(entries: list[Entry]) -> str:
     return table(("LINE", "TIME", "EVENT", "DETAIL"), rows, right=frozenset({0}))
 
 
-def _attempt_as_data(attempt: Attempt) -> dict[str, object]:
+def _attempt_as_data(attempt: Attempt, *, with_execs: bool) -> dict[str, object]:
     decided, result = attempt.decided, attempt.result
     return {
         "id": attempt.asked.action_id,
@@ -294,6 +311,7 @@ def _attempt_as_data(attempt: Attempt) -> dict[str, object]:
         "reason": decided.reason if decided else None,
         "confirmed_by": attempt.confirmed.by if attempt.confirmed else None,
         "result": result.model_dump(mode="json", exclude={"type", "action_id"}) if result else None,
+        "execs": execs_as_data(attempt.execs, result, in_full=with_execs),
     }
 
 

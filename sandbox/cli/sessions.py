@@ -48,8 +48,9 @@ def command(context: click.Context, limit: int, status: str | None, output: str)
 @command.command("show")
 @click.argument("session", metavar="SESSION")
 @click.option("--events", is_flag=True, help="Every entry of the ledger, one line each.")
+@click.option("--execs", is_flag=True, help="Every program that was started, one line each.")
 @_output
-def show(session: str, events: bool, output: str) -> None:
+def show(session: str, events: bool, execs: bool, output: str) -> None:
     """Show SESSION (an id, the beginning of one, or 'latest'): what was tried, decided and spent."""
     from sandbox.cli.session_report import as_data, as_text, read_report
     from sandbox.errors import AgentRunnerError
@@ -62,9 +63,9 @@ def show(session: str, events: bool, output: str) -> None:
     except AgentRunnerError as exc:
         stop(exc)
     if output == "json":
-        click.echo(json.dumps(as_data(report, with_events=events), indent=2))
+        click.echo(json.dumps(as_data(report, with_events=events, with_execs=execs), indent=2))
     else:
-        click.echo(as_text(report, with_events=events))
+        click.echo(as_text(report, with_events=events, with_execs=execs))
 
 
 def _list_as_text(rows: list[SessionRow]) -> str:

@@ -17,6 +17,7 @@ from sandbox.guest import codec
 from sandbox.guest.messages import (
     Command,
     CommandResult,
+    ExecListener,
     FileContent,
     FileEntry,
     FileFailed,
@@ -70,6 +71,7 @@ class GuestChannel:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._broken: GuestError | None = None
+        self._observes_execs = False
 
     async def open(self, config: GuestConfig, timeout_seconds: float = 10.0) -> Ready:
         """Configure the guest; first and once. Raises GuestError with the guest's last words if it cannot."""
@@ -88,15 +90,22 @@ class GuestChannel:
                 return reply
             raise _unexpected(reply, "its configuration")
 
+        self._observes_execs = config.observe_execs
         self._reader = asyncio.create_task(self._read_for_ever())
         call = _Call(0, take)
         return await self._exchange(call, frame, timeout_seconds, "its configuration")
+
+    @property
+    def observes_execs(self) -> bool:
+        """Whether the guest was told to report every exec."""
+        return self._observes_execs
 
     async def run(
         self,
         command: Command,
         on_output: OutputListener | None = None,
         on_started: Callable[[int], None] | None = None,
+        on_exec: ExecListener | None = None,
     ) -> CommandResult | SpawnFailed:
         """Run a command to its end; returned only when every process it started is dead.
 
@@ -104,7 +113,9 @@ class GuestChannel:
         kills the tree, waits until the guest says it is dead (bounded by its grace) and re-raises; so does an
         exception from a listener, which is raised here.
         """
-        follower = _CommandFollower(command.max_output_bytes, on_output, on_started)
+        follower = _CommandFollower(
+            command.max_output_bytes, on_output, on_started, on_exec, may_report_execs=self._observes_execs
+        )
         async with self._slots:
             call = _Call[CommandResult | SpawnFailed](self._next_id(), follower.take)
             try:
@@ -391,10 +402,17 @@ class _CommandFollower:
     """Holds the guest to what a command may bring, in order: started, output under the cap, its end."""
 
     def __init__(
-        self, max_bytes: int, on_output: OutputListener | None, on_started: Callable[[int], None] | None
+        self,
+        max_bytes: int,
+        on_output: OutputListener | None,
+        on_started: Callable[[int], None] | None,
+        on_exec: ExecListener | None,
+        *,
+        may_report_execs: bool,
     ) -> None:
         self._max_bytes = max_bytes
-        self._on_output, self._on_started = on_output, on_started
+        self._on_output, self._on_started, self._on_exec = on_output, on_started, on_exec
+        self._execs_to_come = codec.EXECS_MAX if may_report_execs else 0
         self._pid: int | None = None
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
 
@@ -404,6 +422,14 @@ class _CommandFollower:
                 self._pid = pid
                 if self._on_started:
                     self._on_started(pid)
+                return None
+            case codec.Execs(execs):  # also before Started: the first is that of the command itself
+                self._execs_to_come -= len(execs)
+                if self._execs_to_come < 0:
+                    raise GuestError("the guest reported more execs of a command than it may")
+                if self._on_exec:
+                    for seen in execs:
+                        self._on_exec(seen)
                 return None
             case codec.Output(stream, data) if self._pid is not None:
                 kept = self._kept[stream]
@@ -439,6 +465,7 @@ class _CommandFollower:
             cpu_ms=exited.cpu_ms,
             max_rss_bytes=exited.max_rss_bytes,
             claimed_pid=self._pid or 0,
+            execs_left_out=exited.execs_left_out,
         )
 
 

@@ -14,7 +14,15 @@ from enum import IntEnum
 from typing import Final, Literal, TypeVar
 
 from sandbox.errors import GuestError
-from sandbox.guest.messages import Command, ExecRules, FileEntry, GuestConfig, Ready, SearchMatch
+from sandbox.guest.messages import (
+    Command,
+    ExecRules,
+    ExecSeen,
+    FileEntry,
+    GuestConfig,
+    Ready,
+    SearchMatch,
+)
 
 PROTOCOL_VERSION: Final = 2
 FRAME_MAX: Final = 1 << 20
@@ -31,6 +39,11 @@ ENV_MAX: Final = 4096
 RELAYS_MAX: Final = 256
 RULES_MAX: Final = 4096
 """Most paths in one list of exec rules."""
+EXECS_MAX: Final = 10_000
+"""Most execs of one command that the guest reports; it counts the rest."""
+EXEC_PATH_MAX: Final = 1024
+EXEC_ARGS_MAX: Final = 32
+EXEC_ARG_MAX: Final = 256
 FILE_LIMIT_SECONDS: Final = 10.0
 """The guest's own limit for one read, list or search."""
 WRITE_LIMIT_SECONDS: Final = 60.0
@@ -64,6 +77,7 @@ class Type(IntEnum):
     MATCHES = 77
     SEARCH_DONE = 78
     FAILED = 79
+    EXECS = 80
 
 
 _EXIT_TIMED_OUT = 1
@@ -116,6 +130,14 @@ class Exited:
     wall_ms: int
     cpu_ms: int
     max_rss_bytes: int
+    execs_left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Execs:
+    """Some programs that a command's processes started; at least one."""
+
+    execs: tuple[ExecSeen, ...]
 
 
 @dataclass(frozen=True)
@@ -177,6 +199,7 @@ Reply = (
     Ready
     | Started
     | Output
+    | Execs
     | Exited
     | Failed
     | Want
@@ -197,7 +220,7 @@ def encode_config(config: GuestConfig) -> bytes:
     body += struct.pack(">I", len(config.relays))
     for relay in config.relays:
         body += _text(relay.address) + struct.pack(">H", relay.port) + _text(relay.connect or "")
-    body += _exec_rules(config.exec_rules)
+    body += _exec_rules(config.exec_rules) + struct.pack(">B", config.observe_execs)
     return _frame(Type.CONFIG, 0, body)
 
 
@@ -317,6 +340,8 @@ def _decode(kind: int, fields: _Fields) -> Reply:
             return Output("stdout", fields.chunk())
         case Type.STDERR:
             return Output("stderr", fields.chunk())
+        case Type.EXECS:
+            return Execs(fields.items(_decode_exec))
         case Type.EXITED:
             return _decode_exited(fields)
         case Type.SPAWN_FAILED | Type.FAILED:
@@ -355,7 +380,17 @@ def _decode_exited(fields: _Fields) -> Exited:
         wall_ms=fields.number(4),
         cpu_ms=fields.number(4),
         max_rss_bytes=fields.number(8),
+        execs_left_out=fields.number(8),
     )
+
+
+def _decode_exec(fields: _Fields) -> ExecSeen:
+    pid, parent = fields.number(4), fields.number(4)
+    path, found = fields.blob(EXEC_PATH_MAX), fields.blob(EXEC_PATH_MAX)
+    if (count := fields.number(4)) > EXEC_ARGS_MAX:
+        raise GuestError(f"the guest sent an exec with {count} arguments; {EXEC_ARGS_MAX} are possible")
+    argv = tuple(fields.blob(EXEC_ARG_MAX) for _ in range(count))
+    return ExecSeen(pid=pid, parent=parent, path=path, argv=argv, is_cut=fields.flag(), found=found)
 
 
 def _decode_entry(fields: _Fields) -> FileEntry:
@@ -388,8 +423,10 @@ class _Fields:
             raise self._garbled()
         return bool(value)
 
-    def blob(self) -> bytes:
-        return self._take(self.number(4))
+    def blob(self, most: int = FRAME_MAX) -> bytes:
+        if (size := self.number(4)) > most:
+            raise self._garbled()
+        return self._take(size)
 
     def text(self) -> bytes:
         value = self.blob()

@@ -43,11 +43,18 @@ class ExecSeen:
     """One execve in a command's tree, as the guest read it from the caller's memory: a claim. D6"""
 
     pid: int
+    """Of the process, in the container; also when one of its threads asked."""
     parent: int
+    """0: not known."""
     path: bytes
+    """As the caller wrote it, cut to 1,024 bytes; empty when the caller could not be read."""
     argv: tuple[bytes, ...]
+    """At most 32 arguments, each cut to 256 bytes."""
     is_cut: bool
-    """True when arguments were left out or cut."""
+    """True when arguments were left out or cut, or could not be read."""
+    found: bytes = b""
+    """The absolute path that ``path`` led to, links resolved, cut like it; empty when that is ``path``
+    itself, or unknown."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,9 @@ class Command:
     """Kept of stdout, and as much of stderr; the rest is read, counted and dropped."""
 
 
+ExecListener = Callable[[ExecSeen], None]
+"""Called for each exec, soon after it, and before the command's result is returned."""
+
 OutputListener = Callable[[Literal["stdout", "stderr"], bytes], None]
 """Called with each piece of kept output as it arrives."""
 
@@ -111,6 +121,8 @@ class CommandResult:
     cpu_ms: int
     max_rss_bytes: int
     claimed_pid: int
+    execs_left_out: int = 0
+    """Programs started of which no ExecSeen came: more than the guest reports, or than the host took."""
 
     @property
     def cut_bytes(self) -> int:

@@ -14,7 +14,6 @@ from sandbox.events import (
     BudgetSettled,
     ConfirmationGiven,
     DecisionMade,
-    ExecObserved,
     ToolCall,
     excerpt,
 )
@@ -36,6 +35,7 @@ from sandbox.session.actions import (
 )
 from sandbox.session.confirm import Answer, Confirmer, Question
 from sandbox.session.effects import Shell, carry_out
+from sandbox.session.execs import ExecRecord
 from sandbox.session.recorder import Recorder
 
 TOOL_NAME_CHARS = 80
@@ -70,6 +70,7 @@ class Broker:
         self._recorder = recorder
         self._meter = meter
         self._confirmer = confirmer
+        self._execs = ExecRecord(recorder.record, shell.blocked_paths, shell.closed)
 
     async def perform(self, action: Action, objection: Decision | None = None) -> Outcome:
         """Decide an action and, when allowed, carry it out.
@@ -99,7 +100,8 @@ class Broker:
         if not decision.is_allowed:
             return Outcome("denied", f"Refused by {decision.rule}: {excerpt(decision.reason, REASON_CHARS)}")
         guest = await self._guest()
-        result, outcome = await carry_out(guest, action, self._shell, self._policy.limits, self._observe_exec)
+        execs = self._execs.of_action(action.id)
+        result, outcome = await carry_out(guest, action, self._shell, self._policy.limits, execs)
         self._recorder.record(result)
         if self._check_disk is not None:
             await self._check_disk(outcome.verdict == "failed" and outcome.content.startswith(NO_SPACE))
@@ -181,10 +183,6 @@ class Broker:
                 reason=excerpt(decision.reason),
             )
         )
-
-    def _observe_exec(self, action_id: str, pid: int, argv: list[str]) -> None:
-        words = [excerpt(word) for word in argv]
-        self._recorder.record(ExecObserved(action_id=action_id, claimed_pid=pid, argv=words))
 
 
 def _after_answer(decision: Decision, answer: Answer) -> Decision:

@@ -23,8 +23,9 @@ class Charges:
         match entry.event:
             case ExecObserved():
                 self._charge({EXECS: 1})
-            case ToolResult(cpu_ms=used) if used:
-                self._charge({CPU_MS: used})
+            case ToolResult(cpu_ms=used, execs_unrecorded=execs) if used or execs:
+                amounts = {CPU_MS: used, EXECS: execs}
+                self._charge({name: amount for name, amount in amounts.items() if amount})
             case _:
                 pass
 

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sandbox.container.spec import ClosedShell, ContainerSpec, Image
 from sandbox.digest import blake3_hex
 from sandbox.errors import GuestError
 from sandbox.events import ToolResult, excerpt
 from sandbox.guest.channel import GuestChannel
-from sandbox.guest.messages import Command, CommandResult, FileContent, FileFailed, SpawnFailed
+from sandbox.guest.messages import Command, CommandResult, ExecSeen, FileContent, FileFailed, SpawnFailed
 from sandbox.policy.commands.line import decide_command
 from sandbox.policy.model import Limits, ShellPolicy
 from sandbox.policy.paths import canonical_path
@@ -25,6 +26,7 @@ from sandbox.session.actions import (
     SearchFiles,
     Unavailable,
 )
+from sandbox.session.execs import ActionExecs
 
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_TEXT_FOR_MODEL = 32_000
@@ -50,6 +52,10 @@ class Shell:
 
     path: str
     env: Mapping[str, str]
+    blocked_paths: tuple[str, ...] = ()
+    """Where the refusal program stands in for a blocked one."""
+    closed: ClosedShell | None = None
+    """Not None: only listed programs and their helpers run."""
     agents: frozenset[str] = frozenset()
     """Programs whose own shells are judged line by line."""
     unwrapped: str = ""
@@ -57,8 +63,6 @@ class Shell:
     it starts has no shell above it that was allowed, and is judged in full."""
     ticket: Callable[[], str] | None = None
     """Gives a word that lets the asking shell run a line that was judged already."""
-    is_closed: bool = False
-    """Only listed programs and their helpers run."""
 
     def command(self, line: str) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return arguments and environment that run a line that was allowed."""
@@ -73,16 +77,35 @@ class Shell:
         return any(command.program in self.agents for command in found)
 
 
+def shell_of(
+    image: Image, spec: ContainerSpec, agents: tuple[str, ...] = (), ticket: Callable[[], str] | None = None
+) -> Shell:
+    """Return how command lines run in a container made from this image.
+
+    ``agents`` and ``ticket`` are for an image whose shells ask before they run anything.
+    """
+    asking = image.asking_shells
+    return Shell(
+        image.shell,
+        dict(spec.env),
+        image.blocked_paths,
+        image.closed,
+        agents=frozenset(agents),
+        unwrapped=asking.original_shell if asking is not None else "",
+        ticket=ticket if asking is not None else None,
+    )
+
+
 async def carry_out(
     guest: GuestChannel,
     action: Action,
     shell: Shell,
     limits: Limits,
-    on_exec: Callable[[str, int, list[str]], None],
+    execs: ActionExecs,
 ) -> Effect:
     """Do one allowed action. Raises GuestError when the container is gone.
 
-    ``on_exec`` is told (action id, claimed pid, argv) as soon as a program started.
+    ``execs`` is told of every program that a command starts, before this returns.
     """
     match action.operation:
         case ReadFile() as operation:
@@ -105,10 +128,16 @@ async def carry_out(
                 timeout_seconds=timeout,
                 max_output_bytes=limits.output_bytes,
             )
-            ran = await guest.run(command, on_started=lambda pid: on_exec(action.id, pid, list(argv)))
+            if guest.observes_execs:
+                ran = await guest.run(command, on_exec=execs)
+            else:  # Where the runtime cannot show them all, the first one is known.
+                first = argv[0].encode(), tuple(word.encode("utf-8", "replace")[:256] for word in argv)
+                ran = await guest.run(
+                    command, on_started=lambda pid: execs(ExecSeen(pid, 0, *first, is_cut=len(line) > 256))
+                )
             if isinstance(ran, SpawnFailed):
                 return _failed(action.id, FileFailed(ran.errno_name, ran.message))
-            return _command_result(action.id, ran, timeout, is_closed=shell.is_closed)
+            return _command_result(action.id, ran, timeout, execs, is_closed=shell.closed is not None)
         case Unavailable():
             raise AssertionError("an unavailable tool is never allowed")
 
@@ -192,7 +221,9 @@ def _inside(path: str) -> bytes:
     return canonical or b"."
 
 
-def _command_result(action_id: str, ran: CommandResult, timeout: float, *, is_closed: bool) -> Effect:
+def _command_result(
+    action_id: str, ran: CommandResult, timeout: float, execs: ActionExecs, *, is_closed: bool
+) -> Effect:
     stdout, stderr = (part.decode("utf-8", "replace") for part in (ran.stdout, ran.stderr))
     if ran.timed_out:
         ending = f"timed out after {timeout:g} s; its whole process tree was killed"
@@ -209,6 +240,7 @@ def _command_result(action_id: str, ran: CommandResult, timeout: float, *, is_cl
         parts.append(f"--- {ran.cut_bytes} bytes of output were cut")
     if is_closed and (ran.exit_code in _NOT_RUN or b"Permission denied" in ran.stderr):
         parts.append(f"--- {CLOSED_HINT}")
+    parts += [f"--- {line}" for line in execs.guidance(stdout + stderr)]
     result = ToolResult(
         action_id=action_id,
         ok=not ran.timed_out,
@@ -221,6 +253,7 @@ def _command_result(action_id: str, ran: CommandResult, timeout: float, *, is_cl
         cut_bytes=ran.cut_bytes,
         content_blake3=blake3_hex(ran.stdout + b"\0" + ran.stderr),
         excerpt=excerpt((stderr or stdout).strip()[-400:]),
+        execs_unrecorded=ran.execs_left_out + execs.unrecorded,
     )
     return result, Outcome("done", "\n".join(parts))
 

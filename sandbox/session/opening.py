@@ -428,12 +428,14 @@ async def _start(
 ) -> GuestChannel:
     stream = await runtime.start(container_id)
     channel = GuestChannel(stream)
+    # gVisor has no user notification. Where it is asked for, a guest that cannot have it refuses to start.
+    observe_execs = plan.policy.runtime == "runc"
     try:
         config = GuestConfig(
             egress_socket=EGRESS_SOCKET,
             relays=_relays(plan),
-            observe_execs=plan.policy.runtime != "runsc",  # gVisor has no user notification
             exec_rules=_exec_rules(image, spec),
+            observe_execs=observe_execs,
         )
         ready = await channel.open(config, HANDSHAKE_SECONDS)
     except GuestError as exc:

@@ -87,6 +87,8 @@ class ActionReport(ResultPart):
     wall_ms: int
     output_bytes: int
     excerpt: str
+    execs: int
+    """Programs that it started, in all its processes; 0 for what is no command."""
 
 
 class ModelUsage(ResultPart):
@@ -203,7 +205,7 @@ class ResultFold:
                 self.started, self.started_at = event, entry.time
             case SessionEnded():
                 self.ended, self.ended_at = event, entry.time
-            case ToolCall() | DecisionMade() | ToolResult():
+            case ToolCall() | DecisionMade() | ExecObserved() | ToolResult():
                 self._fold_action(event)
             case ModelCall() | ModelReply() | ModelCallFailed() | BudgetSettled():
                 self._fold_model(event)
@@ -218,7 +220,6 @@ class ResultFold:
                 | ContainerStarted()
                 | ModelFallback()
                 | ConfirmationGiven()
-                | ExecObserved()
                 | PolicyReloaded()
                 | ShellJudged()
                 | PhaseStarted()
@@ -247,7 +248,7 @@ class ResultFold:
         """All models together."""
         return round(sum(usage.cost_usd for usage in self._usage.values()), 9)
 
-    def _fold_action(self, event: ToolCall | DecisionMade | ToolResult) -> None:
+    def _fold_action(self, event: ToolCall | DecisionMade | ExecObserved | ToolResult) -> None:
         if isinstance(event, ToolCall):
             self._actions[event.action_id] = ActionReport(
                 id=event.action_id,
@@ -263,14 +264,19 @@ class ResultFold:
                 wall_ms=0,
                 output_bytes=0,
                 excerpt="",
+                execs=0,
             )
             return
         known = self._actions[event.action_id]
+        changes: dict[str, object]
         if isinstance(event, DecisionMade):
             changes = {"verdict": event.verdict, "rule": event.rule, "reason": event.reason}
+        elif isinstance(event, ExecObserved):
+            changes = {"execs": known.execs + 1}
         else:
             names = ("ok", "exit_code", "signal", "timed_out", "wall_ms", "output_bytes", "excerpt")
             changes = {name: getattr(event, name) for name in names}
+            changes["execs"] = known.execs + event.execs_unrecorded
         self._actions[event.action_id] = known.model_copy(update=changes)
 
     def _fold_model(self, event: ModelCall | ModelReply | ModelCallFailed | BudgetSettled) -> None:

@@ -18,7 +18,7 @@ from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.confirm import Confirmer
 from sandbox.session.disk import DiskGuard
-from sandbox.session.effects import Shell
+from sandbox.session.effects import shell_of
 from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
@@ -71,7 +71,12 @@ async def run_session(
         plan=plan,
         broker=Broker(
             plan.policy,
-            _shell(opened),
+            shell_of(
+                opened.image,
+                opened.spec,
+                opened.plan.policy.shell.agents,
+                opened.shells.ticket if opened.shells is not None else None,
+            ),
             opened.guest,
             opened.recorder,
             opened.meter,
@@ -86,21 +91,6 @@ async def run_session(
     # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.
     result, _ = await see_through(_finish(opened, ending))
     return result
-
-
-def _shell(opened: OpenSession) -> Shell:
-    asking, env = opened.image.asking_shells, dict(opened.spec.env)
-    is_closed = opened.image.closed is not None
-    if asking is None or opened.shells is None:
-        return Shell(opened.shell, env, is_closed=is_closed)
-    return Shell(
-        opened.shell,
-        env,
-        agents=frozenset(opened.plan.policy.shell.agents),
-        unwrapped=asking.original_shell,
-        ticket=opened.shells.ticket,
-        is_closed=is_closed,
-    )
 
 
 async def _end_of(opened: OpenSession, session: Session, work: Work) -> Ending:

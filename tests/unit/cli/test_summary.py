@@ -28,7 +28,7 @@ def result(directory: Path, text: str, patch: bytes) -> RunResult:
     now = datetime(2026, 11, 22, tzinfo=UTC)
     action = ActionReport(
         id="1", tool=text, summary=text, verdict="deny", rule=text, reason=text, ok=None,
-        exit_code=None, signal=None, timed_out=False, wall_ms=0, output_bytes=0, excerpt=text,
+        exit_code=None, signal=None, timed_out=False, wall_ms=0, output_bytes=0, excerpt=text, execs=0,
     )  # fmt: skip
     connection = ConnectionReport(
         host=text, port=1, verdict="deny", reason=text, rule=text, connections=1, bytes_up=0, bytes_down=0

@@ -17,6 +17,7 @@ from sandbox.guest.codec import Type
 from sandbox.guest.messages import (
     Command,
     CommandResult,
+    ExecSeen,
     FileContent,
     FileFailed,
     GuestConfig,
@@ -41,7 +42,12 @@ def started(request_id: int) -> bytes:
 
 
 def exited(request_id: int, out: int = 0, err: int = 0, flags: int = 0, code: int = 0) -> bytes:
-    return frame(Type.EXITED, request_id, struct.pack(">BBBQQIIQ", 0, code, flags, out, err, 1, 2, 3))
+    return frame(Type.EXITED, request_id, struct.pack(">BBBQQIIQQ", 0, code, flags, out, err, 1, 2, 3, 4))
+
+
+def execs(request_id: int, count: int = 1) -> bytes:
+    one = struct.pack(">III", 43, 42, 2) + b"/x" + struct.pack(">III", 0, 1, 1) + b"x\0"
+    return frame(Type.EXECS, request_id, one * count)
 
 
 class FakeGuest:
@@ -332,3 +338,51 @@ async def test_nothing_is_asked_before_open_nor_after_close(opened: Any) -> None
     assert guest.is_closed
     with pytest.raises(GuestError, match="closed"):
         await channel.run(CAPPED)
+
+
+async def test_execs_are_told_as_they_come_also_before_the_program_started(opened: Any) -> None:
+    channel, _ = await opened(lambda kind, id_, body: execs(id_, 2) + started(id_) + execs(id_) + exited(id_))
+    seen: list[ExecSeen] = []
+    result = await channel.run(CAPPED, on_exec=seen.append)
+    assert seen == [ExecSeen(43, 42, b"/x", (b"x",), is_cut=False)] * 3
+    assert isinstance(result, CommandResult)
+    assert result.execs_left_out == 4
+
+
+async def test_more_execs_than_were_announced_end_the_channel(opened: Any) -> None:
+    whole = codec.EXECS_MAX // 500
+    channel, _ = await opened(
+        lambda kind, id_, body: started(id_) + b"".join(execs(id_, 500) for _ in range(whole)) + execs(id_)
+    )
+    with pytest.raises(GuestError, match="more execs"):
+        await channel.run(CAPPED)
+
+
+async def test_a_guest_that_was_not_to_observe_and_does_ends_the_channel() -> None:
+    guest = FakeGuest(lambda kind, id_, body: execs(id_))
+    channel = GuestChannel(guest)
+    await channel.open(GuestConfig(observe_execs=False))
+    assert not channel.observes_execs
+    with pytest.raises(GuestError, match="more execs"):
+        await channel.run(CAPPED)
+    await channel.close()
+
+
+async def test_an_exec_that_cannot_be_recorded_ends_the_command(opened: Any) -> None:
+    def answer(kind: int, id_: int, body: bytes) -> bytes:
+        return execs(id_) if kind == Type.SPAWN else exited(id_, flags=2)
+
+    channel, guest = await opened(answer)
+
+    def refuse(seen: ExecSeen) -> None:
+        raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        await channel.run(CAPPED, on_exec=refuse)
+    assert guest.heard[-1][0] == Type.KILL
+
+
+async def test_execs_of_what_is_no_command_end_the_channel(opened: Any) -> None:
+    channel, _ = await opened(lambda kind, id_, body: execs(id_))
+    with pytest.raises(GuestError, match="out of turn"):
+        await channel.read_file("x", 10)

@@ -83,7 +83,7 @@ REQUESTS = {
     "config with exec rules": codec.encode_config(
         GuestConfig("/w", exec_rules=ExecRules(("/bin/sh", "/lib/ld.so"), ("/etc",), ("/w", "/tmp")))
     ),
-    "config without egress": codec.encode_config(GuestConfig("/w")),
+    "config without egress": codec.encode_config(GuestConfig("/w", observe_execs=False)),
     "spawn": codec.encode_spawn(
         7, Command(("sh", "", b"\xff"), ".", {"A": "b=c"}, b"abc", timeout_seconds=1.5)
     )[0],
@@ -172,6 +172,44 @@ def test_a_path_that_could_lead_out_is_refused(path: bytes) -> None:
     body = struct.pack(">BQI", 0, 1, len(path) + 1) + path + b"\0"
     with pytest.raises(GuestError, match="not beneath"):
         codec.decode_reply(codec.Type.ENTRIES, body)
+
+
+def exec_item(
+    path: bytes = b"/p", found: bytes = b"", argv: tuple[bytes, ...] = (b"p",), cut: int = 0
+) -> bytes:
+    def blob(value: bytes) -> bytes:
+        return struct.pack(">I", len(value)) + value
+
+    parts = (blob(path), blob(found), struct.pack(">I", len(argv)), *map(blob, argv))
+    return struct.pack(">II", 7, 1) + b"".join(parts) + bytes([cut])
+
+
+def test_execs_of_the_greatest_size_are_read() -> None:
+    long = exec_item(
+        b"p" * codec.EXEC_PATH_MAX, b"f" * codec.EXEC_PATH_MAX, (b"a" * codec.EXEC_ARG_MAX,) * 32, 1
+    )
+    reply = codec.decode_reply(codec.Type.EXECS, long + exec_item())
+    assert isinstance(reply, codec.Execs)
+    assert [len(seen.argv) for seen in reply.execs] == [32, 1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        exec_item(b"p" * (codec.EXEC_PATH_MAX + 1)),
+        exec_item(found=b"p" * (codec.EXEC_PATH_MAX + 1)),
+        exec_item(argv=(b"a",) * (codec.EXEC_ARGS_MAX + 1)),
+        exec_item(argv=(b"a" * (codec.EXEC_ARG_MAX + 1),)),
+        exec_item(cut=2),
+        exec_item()[:-1],
+        exec_item() + b"\0",
+        b"",
+    ],
+    ids=["path", "found", "arguments", "argument", "flag", "cut short", "left over", "empty"],
+)
+def test_execs_over_a_bound_are_refused(body: bytes) -> None:
+    with pytest.raises(GuestError):
+        codec.decode_reply(codec.Type.EXECS, body)
 
 
 def test_untrusted_text_is_shown_on_one_line() -> None:

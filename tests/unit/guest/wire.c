@@ -75,6 +75,7 @@ static bool show(const struct frame *frame, bool is_silent)
             print_paths("executable", &config.rules.executable);
             print_paths("readable", &config.rules.readable);
             print_paths("writable", &config.rules.writable);
+            printf(" must_observe=%u", config.must_observe);
         }
         break;
     case SPAWN:
@@ -151,7 +152,7 @@ static void encode(char *line)
 {
     uint8_t room[8192], head[FRAME_HEAD];
     struct writer body = {room, sizeof room, 0, false};
-    uint64_t n[9] = {0};
+    uint64_t n[10] = {0};
     char text[1024] = "";
     unsigned type = 0, id = 0;
     char *rest = strchr(line, '|');
@@ -161,11 +162,13 @@ static void encode(char *line)
     }
     int count = sscanf(line,
                        "%u %u %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64
-                       " %" SCNu64,
-                       &type, &id, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7);
+                       " %" SCNu64 " %" SCNu64,
+                       &type, &id, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8);
     (void)count;
     struct exited exited = {(uint8_t)n[0], (uint8_t)n[1], (uint8_t)n[2], n[3], n[4], (uint32_t)n[5], (uint32_t)n[6],
-                            n[7]};
+                            n[7], n[8]};
+    struct span shown = {(const uint8_t *)text, strlen(text)};
+    struct exec_seen seen = {.path = shown, .found = {shown.at, 1}, .arguments = {shown, {0}}, .argument_count = 2};
     switch (type) {
     case READY: encode_ready(&body, (uint32_t)n[0], (uint32_t)n[1]); break;
     case STARTED: put_number(&body, n[0], 4); break;
@@ -175,6 +178,14 @@ static void encode(char *line)
     case READ_DONE: put_number(&body, n[0], 8); break;
     case ENTRIES: encode_entry(&body, (uint8_t)n[0], n[1], text); break;
     case MATCHES: encode_match(&body, text, (uint32_t)n[0], "line", 4); break;
+    case EXECS:
+        seen.pid = (uint32_t)n[0];
+        seen.parent = (uint32_t)n[1];
+        encode_exec(&body, &seen);
+        seen.argument_count = 0;
+        seen.is_cut = true;
+        encode_exec(&body, &seen);
+        break;
     case LIST_DONE:
     case SEARCH_DONE: put_number(&body, n[0], 1); break;
     case STDOUT:
