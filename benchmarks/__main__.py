@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks import cold_start, egress, record, tool_call, workspace
+from benchmarks import cold_start, egress, execs, record, tool_call, workspace
 from benchmarks.place import Place, file_system, working_place
 from benchmarks.report import Findings, Report
 from sandbox.container.docker import DockerRuntime
@@ -25,11 +25,12 @@ from sandbox.errors import AgentRunnerError, EngineError
 BENCHMARKS: dict[str, Callable[[Place], Awaitable[Findings]]] = {
     "cold_start": cold_start.measure,
     "tool_call": tool_call.measure,
+    "execs": execs.measure,
     "workspace": workspace.measure,
     "egress": egress.measure,
     "record": record.measure,
 }
-NEED_ENGINE = frozenset(("cold_start", "tool_call", "workspace"))
+NEED_ENGINE = frozenset(("cold_start", "tool_call", "execs", "workspace"))
 FAILED, INTERRUPTED = 1, 130
 
 

@@ -63,7 +63,7 @@ def execs_as_data(
 def _names(execs: Sequence[ExecObserved]) -> str:
     counts = Counter(posixpath.basename(exec_.claimed_path) or "(unreadable)" for exec_ in execs)
     shown = [
-        printable(name, PROGRAM_WIDTH) + (f" ×{count}" if count > 1 else "")
+        printable(name, PROGRAM_WIDTH) + (f" x{count}" if count > 1 else "")
         for name, count in counts.most_common(PROGRAMS_SHOWN)
     ]
     more = len(counts) - len(shown)
