@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,9 +48,32 @@ def canonical_json(value: object) -> bytes:
     Raises ValueError for what JSON cannot carry: NaN, integers beyond 2**53 - 1, lone surrogates.
     """
     try:
+        if _is_plain(value):
+            return _PLAIN.encode(value).encode()
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # rfc8785 checks the shape itself
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as exc:
         raise ValueError(f"cannot write canonical JSON: {exc}") from exc
+
+
+_PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_MAX_INTEGER = 2**53 - 1
+
+
+def _is_plain(value: object) -> bool:
+    """Whether the standard library's encoder, ten times as fast, writes the very same bytes.
+
+    It differs in floats, in the order of keys beyond ASCII, and in what it takes for an integer.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return -_MAX_INTEGER <= value <= _MAX_INTEGER  # type: ignore[operator]  # kind says that it is one
+    if isinstance(value, dict) and kind is dict:
+        return all(type(key) is str and key.isascii() for key in value) and all(
+            map(_is_plain, value.values())
+        )
+    return isinstance(value, list | tuple) and kind in (list, tuple) and all(map(_is_plain, value))
 
 
 def digest_json(value: object) -> Digest:

@@ -392,8 +392,8 @@ static void remember(const char *path, const char *found)
         return; /* It leaves the root, for the workspace or for a program that the policy masks. */
     close(fd);
     struct known *slot = known_slot(path);
-    strcpy(slot->path, path);
-    strcpy(slot->found, found);
+    snprintf(slot->path, sizeof slot->path, "%s", path);
+    snprintf(slot->found, sizeof slot->found, "%s", found);
 }
 
 /* Fill found; true when nothing is there. */
@@ -406,7 +406,7 @@ static bool find_file(struct seen *seen, pid_t thread, int directory, bool is_ou
     bool is_absolute = seen->path[0] == '/';
     const struct known *known = known_slot(seen->path);
     if (is_absolute && strcmp(known->path, seen->path) == 0) {
-        strcpy(seen->found, known->found);
+        snprintf(seen->found, sizeof seen->found, "%s", known->found);
         return false;
     }
     int from = is_absolute ? AT_FDCWD
