@@ -137,7 +137,12 @@ async def _export(session: OpenSession) -> ExportedPatch:
         find_uncovered, session.plan.workspace, patterns, session.directory.path
     )
     patch = await asyncio.to_thread(
-        export_patch, session.directory.path, session.plan.workspace, patterns, session.directory.patch
+        export_patch,
+        session.directory.path,
+        session.plan.workspace,
+        patterns,
+        session.directory.patch,
+        settled_ns=session.workspace.disk.settled_ns if session.workspace.disk is not None else 0,
     )
     session.recorder.record(
         PatchExported(

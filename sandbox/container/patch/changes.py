@@ -97,6 +97,7 @@ def find_changes(
     find_ignored: FindIgnored = lambda _: {},
     *,
     may_be_lost: bool = False,
+    settled_ns: int = 0,
 ) -> Changes:
     """Compare an upper layer with the user's directory; both are open directories.
 
@@ -106,7 +107,7 @@ def find_changes(
     Changes of owner, time and extended attributes, folder modes and empty folders are not changes to git.
     Raises WorkspaceError when the layer was made by a mount that hides content in attributes.
     """
-    return _Comparison(upper, workspace, manifest, patterns, may_be_lost).run(find_ignored)
+    return _Comparison(upper, workspace, manifest, patterns, may_be_lost, settled_ns).run(find_ignored)
 
 
 def is_refused_by_git(path: bytes) -> bool:
@@ -174,6 +175,7 @@ class _Comparison:
         manifest: dict[bytes, bytes],
         patterns: DenyPatterns,
         may_be_lost: bool,
+        settled_ns: int,
     ) -> None:
         self.upper = upper
         self.workspace = workspace
@@ -181,6 +183,7 @@ class _Comparison:
         self.ordered = sorted(manifest)
         self.patterns = patterns
         self.may_be_lost = may_be_lost
+        self.settled_ns = settled_ns
         self.result = Changes()
         self.after: dict[bytes, os.stat_result] = {}
         """Files and symlinks of the upper layer."""
@@ -393,14 +396,22 @@ class _Comparison:
         descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             if root == self.upper and self.may_be_lost:
-                # The kernel tells a file's first asker that it could not be written, and then forgets it:
-                # what is read may be zeros by now.
-                os.fsync(descriptor)
+                self._check_written(descriptor, entry)
             content = file.read(FILE_BYTES_MAX + 1)
         if len(content) > FILE_BYTES_MAX:
             raise _CannotCarry("it grew while it was read")
         self.bytes_left -= len(content)
         return content
+
+    def _check_written(self, descriptor: int, entry: os.stat_result) -> None:
+        """Raise OSError when what is read may be zeros by now."""
+        try:
+            # The kernel tells a file's first asker that it could not be written, and then forgets it.
+            os.fsync(descriptor)
+        except OSError as exc:
+            # A filesystem that was shut down says this of every file. Nobody inside can set a file's ctime.
+            if exc.errno != errno.EROFS or entry.st_ctime_ns >= self.settled_ns:
+                raise
 
     def _withhold(self, path: bytes, reason: str, weight: Weight = "plain") -> None:
         self.result.withheld.append(Withheld(path, reason, weight))

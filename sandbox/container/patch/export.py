@@ -65,13 +65,19 @@ class ExportedPatch:
 
 
 def export_patch(
-    session_directory: Path, workspace: Path, patterns: DenyPatterns, patch_path: Path
+    session_directory: Path,
+    workspace: Path,
+    patterns: DenyPatterns,
+    patch_path: Path,
+    *,
+    settled_ns: int = 0,
 ) -> ExportedPatch:
     """Write the patch (0600) and say what it changes and what it leaves out.
 
     Reads the session's upper layer and the user's directory; the container should be stopped, or files
     may be half written. Empty when nothing changed. Raises HostError without git, WorkspaceError or
-    StateError when a layer cannot be read or the patch cannot be written.
+    StateError when a layer cannot be read or the patch cannot be written. ``settled_ns``: what was changed
+    before that time is known to have reached the layers' disk (``Disk.settled_ns``).
     """
     require_git()
     manifest = _load_manifest(session_directory)
@@ -85,7 +91,15 @@ def export_patch(
                 ignored = functools.partial(find_ignored, base, manifest, check)
                 # A sparse image takes writes that the disk beneath it has no room for.
                 is_image = layers != session_directory
-                found = find_changes(upper, base, manifest, patterns, ignored, may_be_lost=is_image)
+                found = find_changes(
+                    upper,
+                    base,
+                    manifest,
+                    patterns,
+                    ignored,
+                    may_be_lost=is_image,
+                    settled_ns=settled_ns,
+                )
             patch = _make_patch(found.changes, session_directory, session)
         _write_private(patch_path, patch)
     except OSError as exc:

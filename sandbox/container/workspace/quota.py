@@ -17,7 +17,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,9 @@ _FULL_SHARE = 100
 _FULL_BYTES = 2 * MIB
 """Or with less than this: ext4 keeps the last blocks for folders and extents."""
 
+CLOCK_TICK_SECONDS = 0.02
+"""A file's times are those of the kernel's last tick; none is longer."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Enforcement = Literal["filesystem", "watched"]
@@ -91,7 +95,7 @@ class Shortage:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Disk:
     """Where the layers of one session are, and who bounds them."""
 
@@ -100,6 +104,8 @@ class Disk:
     enforced_by: Enforcement
     obstacle: str = ""
     """Why the kernel does not enforce it; empty when it does."""
+    settled_ns: int = field(default=0, init=False)
+    """What was changed before this time reached the image, whatever became of its filesystem later."""
 
     @property
     def layers(self) -> Path:
@@ -188,12 +194,16 @@ class Disk:
         """
         if self.enforced_by != "filesystem" or self.is_roomy:
             return None
+        begun_ns = time.time_ns()
+        # A change that seems older than that may be younger by a tick: it too shall be flushed.
+        time.sleep(CLOCK_TICK_SECONDS)
         try:
             self.flush()
         except OSError as exc:
             free = _free(self.session_directory)
             reason = f"the host's disk is full: it could not take all that was written ({exc.strerror})"
             return Shortage("host_disk", HOST_FLOOR_BYTES, free, reason)
+        self.settled_ns = begun_ns
         return None
 
     def _ask_filesystem(self) -> DiskUsage:
