@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -190,7 +191,8 @@ def test_a_killed_controller_leaves_what_gc_removes_and_a_ledger_that_holds(runn
     assert (runner.workspace / "src" / "a.txt").read_text() == "one\n"
     verified = runner("verify", session)
     assert verified.code == 1
-    assert "11 entries hold" in verified.stdout
+    # bash and python3, which come in one frame or in two
+    assert re.search("1[12] entries hold", verified.stdout)
     (row,) = runner("sessions", "--output", "json").json
     assert row["status"] == "interrupted"
 

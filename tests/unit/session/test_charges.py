@@ -62,6 +62,11 @@ def test_cpu_time_and_programs_are_charged(record: Callable[..., dict[str, int]]
     assert record(*ran(30), *ran(12)) == {"cpu_ms": 42, "execs": 2}
 
 
+def test_programs_that_were_only_counted_are_charged_too(record: Callable[..., dict[str, int]]) -> None:
+    result = ToolResult(action_id="a1", ok=True, execs_unrecorded=5)
+    assert record(*ran(0)[:-1], result) == {"execs": 6}
+
+
 def test_bytes_are_charged_in_total_and_by_destination(record: Callable[..., dict[str, int]]) -> None:
     events = [*carried(1, "a.test", 3, 4), *carried(2, "b.test", 0, 5), *carried(3, "a.test", 1, 0)]
     assert record(*events) == {"egress_bytes": 13, "egress_bytes:a.test": 8, "egress_bytes:b.test": 5}
