@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint bench clean engine image
+.PHONY: help dev demo test lint bench clean engine gvisor image
 
 # The first Python that is new enough; `make PYTHON=… dev` picks another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,11 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 GUEST := images/guest/build/guest
 REFUSED := images/guest/build/refused
+PROBE := images/guest/build/probe
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-dev: $(VENV)/.installed $(GUEST) engine image ## Install what is needed: environment, guest, engine, image
+dev: $(VENV)/.installed $(GUEST) engine gvisor image ## Install what is needed: environment, guest, engine, image
 
 demo: dev ## Run the main job on the example repository and show what happened
 	@AGENT_RUNNER=$(CURDIR)/$(BIN)/agent-runner policy/examples/demo/run.sh
@@ -48,14 +49,17 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 	@echo "python   $$($(BIN)/python --version | cut -d' ' -f2) environment in $(VENV)"
 
-$(GUEST) $(REFUSED) &: $(shell find images/guest -path images/guest/build -prune -o -type f \( -name '*.[ch]' -o -name Makefile \) -print 2>/dev/null)
+$(GUEST) $(REFUSED) $(PROBE) &: $(shell find images/guest images/probe -path images/guest/build -prune -o -type f \( -name '*.[ch]' -o -name Makefile \) -print 2>/dev/null)
 	@$(TOOLCHAIN) || sh images/debian.sh "a C compiler" gcc libc6-dev make
 	@$(MAKE) --silent --no-print-directory -C images/guest
-	@touch $(GUEST) $(REFUSED)
+	@touch $(GUEST) $(REFUSED) $(PROBE)
 	@echo "guest    compiled"
 
 engine:
 	@sh images/engine.sh
+
+gvisor: engine
+	@sh images/gvisor.sh
 
 image: engine
 	@sh images/build.sh

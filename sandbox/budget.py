@@ -166,6 +166,32 @@ class Meter:
         for meter in self._chain():
             meter._spent.update(used)
 
+    def spend(self, amounts: Mapping[str, int]) -> Shortfall | None:
+        """Count amounts as spent, here and in every ancestor, if they fit every limit; else change nothing.
+
+        For what is used up in the same moment, e.g. bytes about to be sent: a reservation and its settlement
+        in one step. Raises ValueError as ``reserve`` does.
+        """
+        used = _checked(amounts)
+        for meter in self._chain():
+            if shortfall := meter._shortfall(used):
+                return shortfall
+        for meter in self._chain():
+            meter._spent.update(used)
+        return None
+
+    def change_limits(self, limits: Mapping[str, int | None]) -> None:
+        """Set or, with None, drop limits of this meter, also below what is spent. Raises ValueError.
+
+        Nothing already promised is taken back: open reservations settle as they are.
+        """
+        checked = _checked({resource: limit for resource, limit in limits.items() if limit is not None})
+        for resource in limits:
+            _check_resource(resource)
+        for resource in limits:
+            self._limits.pop(resource, None)
+        self._limits.update(checked)
+
     def remaining(self, resource: str) -> int | None:
         """Return what can still be reserved, the tightest of this meter and its ancestors; None: no limit.
 

@@ -13,7 +13,7 @@
     │   └── ModelUnavailable   a model cannot be called at all: no key, no server, no price
     ├── RunStopped             nobody: the run ended as it should, with a status
     │   ├── BudgetExhausted, ToolCallsExhausted, TimedOut, Refused,
-    │   └── InvalidOutput, ModelFailed, SandboxFailed, Cancelled
+    │   └── InvalidOutput, ModelFailed, SandboxFailed, DiskFull, Cancelled
     └── GuestError             untrusted: what came out of the container broke the protocol
 
 A refusal inside a run is a value (``sandbox.policy.decide.Decision``), never an exception.
@@ -101,6 +101,12 @@ class ModelFailed(RunStopped):
     """No model gave an answer: retries and fallback are used up."""
 
     status = "model_failed"
+
+
+class DiskFull(RunStopped):
+    """The workspace quota, or the disk beneath it, is used up."""
+
+    status = "disk_full"
 
 
 class SandboxFailed(RunStopped):

@@ -144,6 +144,23 @@ class ConfirmationGiven(EventBase):
     arguments_blake3: str
 
 
+class ShellJudged(EventBase):
+    """A shell in the container asked before it ran something (``shell.wrapper``). The words are claims."""
+
+    type: Literal["ShellJudged"] = "ShellJudged"
+    claimed_pid: int
+    """On the host, as the kernel saw it when the shell asked."""
+    claimed_line: str
+    """The command line, or the path of the script."""
+    text_blake3: str
+    """Of all that was judged: the line, or the script's content."""
+    is_nested: bool
+    """Started beneath a shell that was allowed: only blocked commands are refused then."""
+    verdict: Literal["allow", "deny"]
+    rule: str
+    reason: str
+
+
 class ExecObserved(EventBase):
     """A program was started, or was about to be, anywhere in a command's process tree.
 
@@ -283,6 +300,7 @@ Event = Annotated[
     | ToolCall
     | DecisionMade
     | ConfirmationGiven
+    | ShellJudged
     | ExecObserved
     | ToolResult
     | EgressConnection

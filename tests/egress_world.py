@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import ssl
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from sandbox.egress.credentials import resolve_credentials
 from sandbox.egress.gateway import Gateway, GatewayLimits
 from sandbox.events import EgressConnection
 from sandbox.policy.model import NetworkPolicy
@@ -32,7 +34,15 @@ PUBLIC = "93.184.216.34"
 QUICK = GatewayLimits(
     head_seconds=0.5, hello_seconds=0.5, resolve_seconds=2.0, dial_seconds=2.0, idle_seconds=20.0
 )
-NAMES = ("docs.internal.net", "api.example.com", "packages.test", "*.example.com", "evil.com")
+REAL = "ghp-real-token-0123456789"  # what a case calls <real>
+NAMES = (
+    "docs.internal.net",
+    "api.example.com",
+    "packages.test",
+    "*.packages.test",
+    "*.example.com",
+    "evil.com",
+)
 
 
 def network(allow: list[Any] | None = None, deny: list[str] | None = None, **options: Any) -> NetworkPolicy:
@@ -84,10 +94,20 @@ class Origin:
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.received = bytearray()
+        """Every byte off the wire."""
+        self.plaintext = bytearray()
+        """The same with TLS opened."""
+        self.connections = 0
         self.requests: list[bytes] = []
         self.response = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+        self.is_closing = False
+        """Close each TLS connection behind its first answer."""
         self.port = 0
         self.open_connections = 0
+        self.answers_early = False
+        """Answer at the first bytes of a request."""
+        self.has_spoken = False
+        self._speaking: Callable[[bytes], None] | None = None
         self._context = context
         self._server: asyncio.Server | None = None
 
@@ -99,15 +119,34 @@ class Origin:
         assert self._server is not None
         self._server.close()
 
+    def say(self, data: bytes) -> None:
+        """Send something nobody asked for on the latest TLS connection."""
+        assert self._speaking is not None
+        self._speaking(data)
+        self.has_spoken = True
+
+    def change_tls(self, context: ssl.SSLContext) -> None:
+        """Use another certificate from the next connection on."""
+        self._context = context
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open_connections += 1
+        self.connections += 1
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = self._context.wrap_bio(incoming, outgoing, server_side=True) if self._context else None
-        text, is_shaken = b"", False
+        text, is_shaken, known = b"", False, len(self.requests)
+
+        def speak(data: bytes) -> None:
+            assert tls is not None
+            tls.write(data)
+            writer.write(outgoing.read())
+
+        self._speaking = speak
         try:
             while data := await reader.read(65536):
                 self.received += data
                 if tls is None:
+                    self.plaintext += data
                     text += data
                 else:
                     incoming.write(data)
@@ -115,10 +154,12 @@ class Origin:
                         if not is_shaken:
                             tls.do_handshake()
                             is_shaken = True
-                        text += tls.read(65536)
+                        while piece := tls.read(65536):
+                            self.plaintext += piece
+                            text += piece
                     except ssl.SSLWantReadError:
                         pass
-                if _has_whole_request(text):
+                if _has_whole_request(text) or (self.answers_early and text):
                     self.requests.append(text)
                     text = b""
                     if tls is None:
@@ -128,6 +169,8 @@ class Origin:
                 writer.write(outgoing.read())
                 await writer.drain()
                 if tls is None and self.requests and b"Connection: close" in self.requests[-1]:
+                    break
+                if tls is not None and self.is_closing and len(self.requests) > known:
                     break
         except (OSError, ssl.SSLError):
             pass
@@ -208,8 +251,15 @@ class Answer:
 class TlsClient:
     """A real TLS client whose bytes the test carries, so that it can bend the first ones."""
 
-    def __init__(self, client: Client, sni: str | None, alpn: list[str] | None = None) -> None:
-        context = ssl.create_default_context(cadata=authority_pem())
+    def __init__(
+        self,
+        client: Client,
+        sni: str | None,
+        alpn: list[str] | None = None,
+        trust: str | None = None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        context = context or ssl.create_default_context(cadata=trust or authority_pem())
         context.check_hostname = sni is not None
         context.verify_mode = ssl.CERT_REQUIRED
         if alpn:
@@ -223,6 +273,32 @@ class TlsClient:
         with suppress(ssl.SSLWantReadError):
             self._tls.do_handshake()
         return self._outgoing.read()
+
+    async def shake(self) -> None:
+        """Finish the handshake."""
+        await self._until(self._tls.do_handshake)
+
+    async def write(self, data: bytes) -> None:
+        self._tls.write(data)
+        await self._flush()
+
+    async def read(self, limit: int = 65536) -> bytes:
+        """Return the next piece, empty after a goodbye; a cut raises ConnectionResetError."""
+        return await self._until(lambda: self._tls.read(limit))
+
+    async def say_goodbye(self) -> None:
+        """End TLS in good order."""
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        await self._flush()
+
+    def parting(self) -> bytes:
+        """Return what TLS still has to say, an alert after a failed handshake."""
+        return self._outgoing.read()
+
+    @property
+    def session(self) -> ssl.SSLObject:
+        return self._tls
 
     async def get(self, host: str) -> bytes:
         """Finish the handshake, make one request, return the first piece of the answer."""
@@ -247,6 +323,26 @@ class TlsClient:
     async def _flush(self) -> None:
         if data := self._outgoing.read():
             await self._client.send(data)
+
+
+class Inner(Client):
+    """A client's end of an opened tunnel: what it sends and receives is inside TLS."""
+
+    def __init__(self, client: Client, tls: TlsClient) -> None:
+        super().__init__(client.connection)
+        self.tls = tls
+
+    async def send(self, data: bytes) -> None:
+        await self.tls.write(data)
+
+    async def receive(self, limit: int = 65536) -> bytes:
+        if self._buffer:
+            data, self._buffer = self._buffer[:limit], self._buffer[limit:]
+            return data
+        try:
+            return await self.tls.read(limit)
+        except (OSError, ssl.SSLError):
+            return b""
 
 
 @dataclass
@@ -285,6 +381,21 @@ class World:
     async def connect(self, target: str) -> Answer:
         return await (await self.client()).connect(target)
 
+    async def inner(self, target: str, sni: str | None = None, **options: Any) -> Inner:
+        """Return a client that trusts the session's authority, inside a tunnel with TLS up."""
+        client = await self.client()
+        answer = await client.connect(target)
+        assert answer.status == 200, answer
+        trust = (self.gateway.authority_pem or b"").decode()
+        tls = TlsClient(client, sni or target.rpartition(":")[0], trust=trust, **options)
+        await client.send(tls.hello())
+        await tls.shake()
+        return Inner(client, tls)
+
+    def denials(self) -> list[str]:
+        """Return the reasons of all refusals recorded so far."""
+        return [event.reason for event in self.events if event.verdict == "deny"]
+
     async def closed(self, count: int = 1) -> list[EgressConnection]:
         """Wait until so many close events are recorded; return them."""
         async with asyncio.timeout(10):
@@ -302,10 +413,12 @@ async def world(
     answers: dict[str, list[str]] | None = None,
     peer: str | None = None,
     record: Callable[[EgressConnection], None] | None = None,
+    origin_tls: ssl.SSLContext | None = None,
+    environ: dict[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[World]:
     """Run a gateway under a policy, with one TLS and one plain origin behind every name."""
-    tls_origin, plain_origin = Origin(server_context()), Origin()
+    tls_origin, plain_origin = Origin(origin_tls or server_context()), Origin()
     await tls_origin.start()
     await plain_origin.start()
     events: list[EgressConnection] = []
@@ -319,7 +432,13 @@ async def world(
 
     resolver = StubResolver(answers)
     dialer = LoopbackDialer({443: tls_origin.port, 80: plain_origin.port}, peer)
-    options = {"own_addresses": frozenset(), "limits": QUICK, **options}
+    options = {
+        "own_addresses": frozenset(),
+        "limits": QUICK,
+        "upstream_roots": authority_pem().encode(),
+        "credentials": resolve_credentials(policy, environ or {}),
+        **options,
+    }
     path = directory / "proxy.sock"
     gateway = Gateway(policy, path, keep, resolver=resolver, dialer=dialer, **options)
     await gateway.start()
@@ -402,13 +521,21 @@ def authority_pem() -> str:
 
 
 @cache
-def server_context() -> ssl.SSLContext:
+def server_context(*hosts: str, is_self_signed: bool = False, is_old: bool = False) -> ssl.SSLContext:
+    """Return an origin's TLS, its certificate by the test authority; with ``is_old`` TLS 1.0 only."""
     ca_key, ca = _authority()
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "origin")])
-    names = x509.SubjectAlternativeName([x509.DNSName(one) for one in NAMES])
-    leaf = _certificate(name, ca.subject, key, ca_key, names)
+    names = x509.SubjectAlternativeName([x509.DNSName(one) for one in hosts or NAMES])
+    if is_self_signed:
+        leaf = _certificate(name, name, key, key, names)
+    else:
+        leaf = _certificate(name, ca.subject, key, ca_key, names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if is_old:
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
     # load_cert_chain reads files only.
     directory = os.memfd_create("certificate")
     with os.fdopen(directory, "wb") as file:

@@ -17,6 +17,9 @@ enum { FD_PID1 = 3, FD_NULL = 4, FD_WORKSPACE = 5, FD_RULES = 6, FD_FIRST_FREE =
 
 struct guest {
     uint32_t landlock_abi;
+    bool has_subreaper;   /* false under gVisor: an orphan goes to PID 1, whatever command it belonged to */
+    bool is_separate;     /* true: commands run as uid and gid, the guest as a user of its own (identity.c) */
+    uint32_t uid, gid, processes; /* processes: the most that user may have */
     bool is_closed; /* FD_RULES holds what every command is restricted by */
     struct rlimit nofile; /* as the container came with it; what commands get back */
     bool must_observe;    /* every exec of a command is reported */
@@ -70,6 +73,15 @@ _Noreturn void read_file(const struct read_request *request);
 _Noreturn void write_file(const struct write_request *request);
 _Noreturn void list_files(const struct list_request *request);
 _Noreturn void search_files(const struct search_request *request);
+
+/* identity.c */
+void separate_from_commands(struct guest *guest, char *const *arguments);
+void act_as_command(const struct guest *guest, bool is_begun);
+bool become_user(const struct guest *guest);
+void drop_capabilities(const struct guest *guest);
+
+/* controls.c */
+_Noreturn void report_controls(void);
 
 /* relay.c */
 int relay_listen(const struct relay_request *request);

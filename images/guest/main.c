@@ -41,6 +41,7 @@
 #define OUT_RESERVE (64u * 1024) /* for PID 1's own short replies: below it, nothing new is read */
 #define REAPED_AT_ONCE 256
 #define SWEEP_MS 5
+#define EXITED_ROOM 64
 
 struct slot {
     bool is_used;
@@ -50,6 +51,8 @@ struct slot {
     int socket;   /* -1: the worker closed its end, by ending */
     bool is_answered, is_killed;
     int64_t started, deadline;
+    uint8_t kept[EXITED_ROOM]; /* the body of EXITED, until what the command left behind is dead; kept_size 0: none */
+    size_t kept_size;
 };
 
 static struct guest guest;
@@ -141,6 +144,8 @@ static void limit_file_worker(void)
     struct rlimit memory = {256u << 20, 256u << 20}, cpu = {WRITE_LIMIT_MS / 1000, WRITE_LIMIT_MS / 1000};
     if (setrlimit(RLIMIT_AS, &memory) < 0 || setrlimit(RLIMIT_CPU, &cpu) < 0)
         die("a worker cannot limit itself: %s", strerror(errno));
+    if (!become_user(&guest))
+        die("a worker cannot become the sandbox's user: %s", strerror(errno));
     if (landlock_scope(guest.landlock_abi, false) < 0)
         die("a worker cannot enter a Landlock domain: %s", strerror(errno));
 }
@@ -149,6 +154,14 @@ static void limit_file_worker(void)
 static _Noreturn void die_garbled(const struct frame *frame)
 {
     die("garbled frame of type %u, %zu bytes", frame->type, frame->body.size);
+}
+
+static bool is_command_running(void)
+{
+    for (struct slot *slot = slots; slot < slots + SLOTS; slot++)
+        if (slot->is_used && slot->type == SPAWN && !slot->is_answered)
+            return true;
+    return false;
 }
 
 static void start_worker(const struct frame *frame)
@@ -173,6 +186,11 @@ static void start_worker(const struct frame *frame)
     int pair[2];
     if (slot == slots + SLOTS) {
         reply_failed(frame->type, frame->id, EAGAIN, "too many requests in flight");
+        return;
+    }
+    if (frame->type == SPAWN && !guest.has_subreaper && is_command_running()) {
+        reply_failed(frame->type, frame->id, EBUSY,
+                     "one command at a time: without subreapers nobody can tell whose orphans are whose");
         return;
     }
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
@@ -270,7 +288,16 @@ static void hear_worker(struct slot *slot)
     }
     /* A worker that handles hostile files may have been taken over: it can then lie about its own request, and that
      * is all. */
-    if (message.msg_flags & MSG_TRUNC || slot->is_answered || !may_send(slot->type, type)) {
+    bool must_wait = type == EXITED && !guest.has_subreaper; /* for a sweep: see settle_slots */
+    if (message.msg_flags & MSG_TRUNC || slot->is_answered || slot->kept_size > 0 || !may_send(slot->type, type)
+        || (must_wait && (size_t)got - 1 > sizeof slot->kept)) {
+        if (slot->pid > 0)
+            kill(slot->pid, SIGKILL);
+        return;
+    }
+    if (must_wait) {
+        slot->kept_size = (size_t)got - 1;
+        memcpy(slot->kept, at + FRAME_HEAD, slot->kept_size);
         if (slot->pid > 0)
             kill(slot->pid, SIGKILL);
         return;
@@ -301,7 +328,8 @@ static bool reap(void)
 }
 
 /* What a dead keeper left behind is now ours: kill it, for it belongs to no command any more. Only the OOM killer,
- * our own deadline or, where there is no Landlock, the command itself ends a keeper early. True when all is dead. */
+ * our own deadline or, where there is no Landlock, the command itself ends a keeper early; where there are no
+ * subreapers, what a command left is ours in any case. True when all is dead. */
 static bool sweep(int64_t now)
 {
     pid_t known[SLOTS + 1];
@@ -355,8 +383,12 @@ static bool settle_slots(int64_t now)
             continue;
         if (!slot->is_answered && slot->type == SPAWN && !is_swept)
             continue;
-        if (!slot->is_answered)
+        if (!slot->is_answered && slot->kept_size > 0) {
+            struct writer body = {slot->kept, sizeof slot->kept, slot->kept_size, false};
+            reply(EXITED, slot->id, &body);
+        } else if (!slot->is_answered) {
             report_lost(slot, now);
+        }
         slot->is_used = false;
     }
     return must_sweep && !is_swept;
@@ -403,6 +435,7 @@ static void configure(const struct frame *frame)
         if (relay_pid == 0) {
             if (dup2(FD_NULL, 0) < 0 || dup2(FD_NULL, 1) < 0)
                 die("the relay cannot settle: %s", strerror(errno));
+            drop_capabilities(&guest);
             relay_serve(&config, listeners);
         }
     }
@@ -410,7 +443,7 @@ static void configure(const struct frame *frame)
         close(listeners[i]);
     uint8_t room[64];
     struct writer body = {room, sizeof room, 0, false};
-    encode_ready(&body, guest.landlock_abi, (uint32_t)geteuid());
+    encode_ready(&body, guest.landlock_abi, guest.is_separate ? guest.uid : (uint32_t)geteuid());
     reply(READY, frame->id, &body);
     is_configured = true;
 }
@@ -544,11 +577,15 @@ static _Noreturn void serve(void)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "controls") == 0)
+        report_controls();
     /* First of all: the channel is open already, and a process of the same uid could take it. */
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         die("cannot become undumpable: %s", strerror(errno));
+    if (argc == 5 && strcmp(argv[1], "commands-as") == 0)
+        separate_from_commands(&guest, argv + 2);
     if (getpid() != 1)
         die("is the first process of a container; it is not to be run otherwise");
     if (geteuid() == 0 || getuid() == 0)
@@ -583,5 +620,6 @@ int main(void)
         die("signalfd: %s", strerror(errno));
     umask(022);
     guest.landlock_abi = landlock_abi();
+    guest.has_subreaper = prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0; /* of no effect: asks whether it is known */
     serve();
 }

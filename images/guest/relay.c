@@ -3,9 +3,12 @@
  * any command runs: its load and its faults cannot hold up the control channel. When it ends, PID 1 ends the
  * container; a sandbox whose only door is stuck should say so at once.
  *
- * Every buffer and count is fixed. Each direction holds at most one buffer: a side is read only when what was read
- * from it before has been written on. Half-closes are passed on, in order, behind the data. When anything fails, the
- * client gets a reset, at once: a refused name must look like a refused connection, not like a timeout.
+ * Bytes move inside the kernel, socket to pipe to socket, once a connection is relayed. A pipe is lent to a direction
+ * while bytes are in it; when none is free, a buffer does.
+ *
+ * Every buffer and count is fixed. Each direction holds at most one pipe or buffer: a side is read only when what was
+ * read from it before has been written on. Half-closes are passed on, in order, behind the data. When anything fails,
+ * the client gets a reset, at once: a refused name must look like a refused connection, not like a timeout.
  */
 #include "guest.h"
 
@@ -28,11 +31,22 @@
 #define DIAL_MS 5000 /* for the gateway to accept */
 #define DIAL_AGAIN_MS 5
 #define ASK_MS 60000 /* for the gateway to resolve, dial and answer a CONNECT */
+/* Two descriptors each: with two sockets for each connection and the listeners, they stay below the 1024 we have. */
+#define PIPES_MAX 48u
+#define PIPE_BYTES (256 * 1024) /* asked for; all users' pipes together have a limit on the host */
+#define TURNS 4                 /* fills of one direction in a row; then the others have theirs */
 
 enum state { FREE, DIALLING, ASKING, RELAYING };
 
+struct lent_pipe {
+    int ends[2]; /* out, in; -1 while it was not made yet */
+    bool is_lent;
+};
+
 struct side {
     int fd;
+    struct lent_pipe *pipe; /* NULL unless bytes of this side may be in it */
+    size_t piped;           /* how many are */
     bool is_at_end;   /* no more will be read from it */
     bool is_passed_on; /* and the other side has been told */
     size_t start, end; /* read from it, not yet written to the other side */
@@ -47,6 +61,55 @@ struct connection {
 };
 
 static struct connection connections[CONNECTIONS_MAX];
+static struct lent_pipe pipes[PIPES_MAX];
+
+static void make_pipes(void)
+{
+    for (size_t i = 0; i < PIPES_MAX; i++)
+        pipes[i] = (struct lent_pipe){{-1, -1}, false};
+}
+
+/* gVisor has the call, but not for every kind of socket. */
+static bool can_splice = true;
+
+static bool is_no_splice(int error)
+{
+    return error == EINVAL || error == ENOSYS || error == EPERM || error == EOPNOTSUPP;
+}
+
+/* Return a free, empty pipe, or NULL: then bytes are copied, which is only slower. */
+static struct lent_pipe *borrow_pipe(void)
+{
+    if (!can_splice)
+        return NULL;
+    struct lent_pipe *pipe = pipes;
+    while (pipe->is_lent)
+        if (++pipe == pipes + PIPES_MAX)
+            return NULL;
+    if (pipe->ends[0] < 0) {
+        if (pipe2(pipe->ends, O_CLOEXEC | O_NONBLOCK) < 0) {
+            pipe->ends[0] = pipe->ends[1] = -1;
+            return NULL;
+        }
+        fcntl(pipe->ends[1], F_SETPIPE_SZ, PIPE_BYTES); /* An optimisation; the size it has will do. */
+    }
+    pipe->is_lent = true;
+    return pipe;
+}
+
+static void return_pipe(struct side *side)
+{
+    if (!side->pipe)
+        return;
+    if (side->piped > 0) { /* Bytes of one connection must never come out of another. */
+        close(side->pipe->ends[0]);
+        close(side->pipe->ends[1]);
+        side->pipe->ends[0] = side->pipe->ends[1] = -1;
+    }
+    side->pipe->is_lent = false;
+    side->pipe = NULL;
+    side->piped = 0;
+}
 
 /* In PID 1, before the relay is forked, so that a port that cannot be had is known before the guest is ready. */
 int relay_listen(const struct relay_request *request)
@@ -69,9 +132,11 @@ static void end_connection(struct connection *connection, bool must_reset)
     struct linger now = {1, 0};
     if (must_reset)
         setsockopt(connection->sides[0].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
+        return_pipe(&connection->sides[i]);
         if (connection->sides[i].fd >= 0)
             close(connection->sides[i].fd);
+    }
     connection->state = FREE;
 }
 
@@ -133,7 +198,8 @@ static void accept_client(int listener, const char *connect)
         struct side *side = &connection->sides[i];
         side->fd = i == 0 ? fd : -1;
         side->is_at_end = side->is_passed_on = false;
-        side->start = side->end = 0;
+        side->start = side->end = side->piped = 0;
+        side->pipe = NULL;
     }
 }
 
@@ -149,14 +215,58 @@ static bool fill(struct side *side, size_t most)
     return true;
 }
 
-/* Write what was read from one side to the other; then, if that was all there will ever be, say so. */
+static bool holds_bytes(const struct side *side)
+{
+    return side->piped > 0 || side->start < side->end;
+}
+
+/* Move bytes from a side that holds none into a pipe, or into its buffer. False when the side failed. */
+static bool take(struct side *side)
+{
+    if (!side->pipe && !(side->pipe = borrow_pipe()))
+        return fill(side, BUFFER_BYTES);
+    ssize_t got = splice(side->fd, NULL, side->pipe->ends[1], NULL, PIPE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (got < 0 && is_no_splice(errno)) {
+        can_splice = false;
+        return_pipe(side);
+        return fill(side, BUFFER_BYTES);
+    }
+    if (got < 0)
+        return errno == EAGAIN || errno == EINTR;
+    if (got == 0)
+        side->is_at_end = true;
+    side->piped = (size_t)got;
+    return true;
+}
+
+/* A splice cannot be told, as a send can, that an error will do: SIGPIPE is ignored since PID 1 began.
+ *
+ * Write what was read from one side to the other; then, if that was all there will ever be, say so. */
 static bool flush(struct side *from, const struct side *to)
 {
-    if (from->start < from->end) {
-        ssize_t put = send(to->fd, from->bytes + from->start, from->end - from->start, MSG_NOSIGNAL);
-        if (put < 0)
-            return errno == EAGAIN || errno == EINTR;
-        from->start += (size_t)put;
+    while (holds_bytes(from)) {
+        ssize_t put;
+        if (from->start < from->end) {
+            put = send(to->fd, from->bytes + from->start, from->end - from->start, MSG_NOSIGNAL);
+            if (put < 0)
+                return errno == EAGAIN || errno == EINTR;
+            from->start += (size_t)put;
+            if (from->start < from->end)
+                return true;
+        } else if (can_splice) {
+            put = splice(from->pipe->ends[0], NULL, to->fd, NULL, from->piped, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+            if (put < 0 && !is_no_splice(errno))
+                return errno == EAGAIN || errno == EINTR;
+            can_splice = put >= 0;
+            from->piped -= put < 0 ? 0 : (size_t)put;
+        } else { /* What got into a pipe before it turned out that it cannot get out this way. */
+            ssize_t got = read(from->pipe->ends[0], from->bytes, BUFFER_BYTES);
+            if (got <= 0)
+                return false;
+            from->piped -= (size_t)got;
+            from->start = 0;
+            from->end = (size_t)got;
+        }
     }
     if (from->start < from->end)
         return true;
@@ -200,11 +310,18 @@ static bool serve(struct connection *connection, const short revents[2])
     }
     for (int i = 0; i < 2; i++) {
         struct side *from = &connection->sides[i], *to = &connection->sides[1 - i];
-        bool may_fill = from->start == from->end && !from->is_at_end;
-        if (may_fill && revents[i] & (POLLIN | POLLHUP | POLLERR) && !fill(from, BUFFER_BYTES))
-            return false;
+        bool is_ready = revents[i] & (POLLIN | POLLHUP | POLLERR);
         if (!flush(from, to))
             return false;
+        for (int turn = 0; is_ready && turn < TURNS && !holds_bytes(from) && !from->is_at_end; turn++) {
+            if (!take(from))
+                return false;
+            is_ready = holds_bytes(from);
+            if (!flush(from, to))
+                return false;
+        }
+        if (from->piped == 0)
+            return_pipe(from);
     }
     return true;
 }
@@ -216,9 +333,9 @@ static short events_of(const struct connection *connection, int i)
     short events = 0;
     if (connection->state == ASKING && i == 0)
         return 0;
-    if (connection->state == ASKING || (side->start == side->end && !side->is_at_end))
+    if (connection->state == ASKING || (!holds_bytes(side) && !side->is_at_end))
         events |= POLLIN;
-    if (other->start < other->end)
+    if (holds_bytes(other))
         events |= POLLOUT;
     return events;
 }
@@ -226,12 +343,14 @@ static short events_of(const struct connection *connection, int i)
 void relay_serve(const struct config *config, const int *listeners)
 {
     static struct pollfd fds[RELAYS_MAX + 2 * CONNECTIONS_MAX];
+    size_t used = 0; /* Connections beyond it are free: what nobody uses costs no look at it. */
+    make_pipes();
     for (;;) {
-        bool has_room = false;
+        bool has_room = used < CONNECTIONS_MAX;
         int64_t wake = INT64_MAX, now = now_ms();
-        for (size_t i = 0; i < CONNECTIONS_MAX; i++) {
+        for (size_t i = 0; i < used; i++) {
             struct connection *connection = &connections[i];
-            struct pollfd *pair = &fds[RELAYS_MAX + 2 * i];
+            struct pollfd *pair = &fds[config->relay_count + 2 * i];
             pair[0] = pair[1] = (struct pollfd){.fd = -1};
             if (connection->state == DIALLING)
                 dial(connection, config->egress);
@@ -250,16 +369,14 @@ void relay_serve(const struct config *config, const int *listeners)
                 pair[side] = (struct pollfd){.fd = is_polled ? connection->sides[side].fd : -1, .events = events};
             }
         }
-        for (size_t i = 0; i < RELAYS_MAX; i++) {
-            bool is_open = has_room && i < config->relay_count;
-            fds[i] = (struct pollfd){.fd = is_open ? listeners[i] : -1, .events = POLLIN};
-        }
+        for (size_t i = 0; i < config->relay_count; i++)
+            fds[i] = (struct pollfd){.fd = has_room ? listeners[i] : -1, .events = POLLIN};
         int wait = wake == INT64_MAX ? -1 : wake <= now ? 0 : wake - now > 60000 ? 60000 : (int)(wake - now);
-        if (poll(fds, sizeof fds / sizeof *fds, wait) < 0 && errno != EINTR)
+        if (poll(fds, config->relay_count + 2 * used, wait) < 0 && errno != EINTR)
             die("the relay cannot poll: %s", strerror(errno));
-        for (size_t i = 0; i < CONNECTIONS_MAX; i++) {
+        for (size_t i = 0; i < used; i++) {
             struct connection *connection = &connections[i];
-            struct pollfd *pair = &fds[RELAYS_MAX + 2 * i];
+            struct pollfd *pair = &fds[config->relay_count + 2 * i];
             if (connection->state == FREE || !(pair[0].revents || pair[1].revents))
                 continue;
             const short revents[2] = {pair[0].revents, pair[1].revents};
@@ -271,5 +388,7 @@ void relay_serve(const struct config *config, const int *listeners)
         for (size_t i = 0; i < config->relay_count; i++)
             if (fds[i].revents)
                 accept_client(listeners[i], config->relays[i].connect);
+        for (used = CONNECTIONS_MAX; used > 0 && connections[used - 1].state == FREE; used--)
+            ;
     }
 }

@@ -12,7 +12,8 @@
  * Told of every program that is executed in the tree (observe.c), it answers at once and passes them on in batches.
  *
  * The command's processes cannot signal the keeper (it is outside their domain) nor trace it (it is not dumpable).
- * Where there is no Landlock they can kill it; then they become children of PID 1, which kills them (main.c).
+ * Where there is no Landlock they can kill it; then they become children of PID 1, which kills them (main.c). Where
+ * there are no subreapers every orphan becomes one: PID 1 kills those that are left before it passes EXITED on.
  */
 #include "guest.h"
 
@@ -122,6 +123,8 @@ static _Noreturn void become_command(const struct guest *guest, int cwd, int in,
     struct rlimit none = {0, 0};
     if (setrlimit(RLIMIT_CORE, &none) < 0 || setrlimit(RLIMIT_NOFILE, &guest->nofile) < 0)
         give_up(exec_fd, "setrlimit");
+    if (!become_user(guest))
+        give_up(exec_fd, "become the sandbox's user");
     umask(022);
     /* By the system call: libc keeps 32 and 33 to itself, and whoever started the engine may have ignored them. */
     const unsigned long by_default[4] = {0}; /* SIG_DFL, no flags, no mask, as the kernel lays it out */
@@ -153,6 +156,7 @@ static void make_pipe(int ends[2], int kept_end)
 static void start_main(const struct guest *guest)
 {
     int in[2] = {FD_NULL, -1}, out[2], err[2], exec[2], hand = -1;
+    act_as_command(guest, true);
     int cwd = open_beneath(keeper.spawn->cwd, O_PATH | O_DIRECTORY);
     if (cwd < 0)
         worker_failed(SPAWN_FAILED, errno, "working directory");
@@ -160,7 +164,8 @@ static void start_main(const struct guest *guest)
         make_pipe(in, 1);
     make_pipe(out, 0);
     make_pipe(err, 0);
-    make_pipe(exec, 0);
+    act_as_command(guest, false);
+    make_pipe(exec, 0); /* not the command's: it could say there that it never ran */
     sigset_t child;
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD); /* Blocked since PID 1 started. */
@@ -456,7 +461,7 @@ void keep_command(const struct guest *guest, const struct spawn *spawn)
     int64_t started = now_ms();
     keeper.spawn = spawn;
     keeper.is_scoped = landlock_can_scope(guest->landlock_abi);
-    if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+    if (guest->has_subreaper && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
         worker_failed(SPAWN_FAILED, errno, "subreaper");
     if (landlock_scope(guest->landlock_abi, guest->is_closed) < 0)
         worker_failed(SPAWN_FAILED, errno, "landlock");

@@ -39,11 +39,17 @@ async def _collect() -> ReapReport:
     from sandbox.container.docker import DockerRuntime
     from sandbox.container.reaper import reap
     from sandbox.container.workspace.prepare import release_workspace
+    from sandbox.probe.scratch import FOLDER as SELFTEST_FOLDER
     from sandbox.resources import state_directory
 
     runtime = DockerRuntime()
     try:
-        return await reap(runtime, state_directory(), release_workspace)
+        report = await reap(runtime, state_directory(), release_workspace)
+        # Self-tests keep their sessions apart; what a killed one left is found there.
+        own = await reap(runtime, state_directory() / SELFTEST_FOLDER, release_workspace)
+        report.sessions += own.sessions
+        report.problems += own.problems
+        return report
     finally:
         await runtime.close()
 

@@ -17,7 +17,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("sandbox.cli.apply", "Apply a session's patch to the workspace."),
     "sessions": ("sandbox.cli.sessions", "List sessions, or show what one did."),
     "verify": ("sandbox.cli.verify", "Check a session's record: ledger, statement and patch."),
+    "selftest": ("sandbox.cli.selftest", "Try to break out of the sandbox that a policy asks for."),
     "policy": ("sandbox.cli.policy", "Validate a policy, or show the effective one."),
+    "doctor": ("sandbox.cli.doctor", "State what is really enforced on this host."),
     "gc": ("sandbox.cli.gc", "Remove what dead controllers left behind."),
 }
 """Name to (module with a click ``command``, help line). The module is imported when it is called."""

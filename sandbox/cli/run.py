@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from sandbox.errors import HostError, PolicyError
 if TYPE_CHECKING:
     from sandbox.cli.progress import Progress
     from sandbox.session.confirm import Confirmer
-    from sandbox.session.plan import RunRequest
+    from sandbox.session.plan import RunPlan, RunRequest
     from sandbox.session.result import RunResult
 
 EXIT_HELP = """\b
@@ -79,6 +81,7 @@ def command(
 
     Prints the result on stdout (with --output json one JSON document and nothing else), progress on
     stderr. The workspace is never written: the changes are a patch, applied by `agent-runner apply`.
+    SIGHUP reads the policy file again; a change of its network section is taken over while the run goes on.
 
     \b
     Examples:
@@ -132,6 +135,7 @@ async def _describe(request: RunRequest) -> str:
 async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     from sandbox.agent.work import agent_work
     from sandbox.cli.progress import Progress
+    from sandbox.cli.reload import PolicyReloads
     from sandbox.container.docker import DockerRuntime
     from sandbox.resources import state_directory, working_directory
     from sandbox.session.plan import plan_run
@@ -140,17 +144,27 @@ async def _run(request: RunRequest, *, yes: bool, quiet: bool) -> RunResult:
     plan = plan_run(request, os.environ, _home())
     runtime = DockerRuntime()
     try:
-        with Progress(is_quiet=quiet) as progress, _Interrupts():
+        reloads = PolicyReloads(lambda: _planned_again(request))
+        with Progress(is_quiet=quiet) as progress, _Interrupts(reloads.ask):
             return await run_session(
                 plan,
                 runtime,
-                agent_work(plan, os.environ, working_directory(), progress.on_text),
+                reloads.during(agent_work(plan, os.environ, working_directory(), progress.on_text)),
                 state=state_directory(),
                 confirmer=_confirmer(yes, progress),
                 listeners=(progress,),
             )
     finally:
         await runtime.close()
+
+
+def _planned_again(request: RunRequest) -> RunPlan:
+    """Plan the same request under its policy file as it is now."""
+    from sandbox.policy.load import load_policy
+    from sandbox.session.plan import plan_run
+
+    loaded = load_policy(request.loaded.source, request.loaded.policy.name)
+    return plan_run(replace(request, loaded=loaded), os.environ, _home())
 
 
 def _home() -> Path:
@@ -192,20 +206,23 @@ def _print_result(result: RunResult, output: str) -> None:
 class _Interrupts:
     """The first Ctrl-C (or SIGTERM, or a lost terminal) cancels the run, which then cleans up.
 
-    The next ones only say so.
+    The next ones only say so. A SIGHUP while the terminal is there, or where there never was one, asks to
+    read the policy again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_reload: Callable[[], None]) -> None:
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._is_stopping = False
         self._signals = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
             self._signals.append(signal.SIGHUP)
+        self._on_reload = on_reload
+        self._had_terminal = _has_terminal()
 
     def __enter__(self) -> None:
         for number in self._signals:
-            self._loop.add_signal_handler(number, self._stop)
+            self._loop.add_signal_handler(number, self._hang_up if number == signal.SIGHUP else self._stop)
 
     def __exit__(self, *exc_info: object) -> None:
         for number in self._signals:
@@ -214,6 +231,12 @@ class _Interrupts:
                 # There is a result, and nothing to stop any more: half a document would be worse than a wait.
                 signal.signal(number, signal.SIG_IGN)
 
+    def _hang_up(self) -> None:
+        if self._is_stopping or (self._had_terminal and not _has_terminal()):
+            self._stop()
+        else:
+            self._on_reload()
+
     def _stop(self) -> None:
         if self._is_stopping:
             click.echo("agent-runner: already stopping; the container is being removed", err=True)
@@ -221,3 +244,12 @@ class _Interrupts:
         self._is_stopping = True
         if self._task is not None:
             self._task.cancel()
+
+
+def _has_terminal() -> bool:
+    """Tell whether this process has a controlling terminal. Hanging up takes it away, then sends SIGHUP."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

@@ -87,8 +87,8 @@ def check_seccomp(name: str, profile: str) -> None:
     if open_calls := [call for call in PATHLESS_CALLS if call in permitted]:
         raise PolicyError(
             f"cannot use shell.mode closed with seccomp profile {name}: it permits "
-            f"{' and '.join(open_calls)}, which run what has no path, so that no rule sees it; refuse that "
-            "there, or use shell.mode: open"
+            f"{' and '.join(open_calls)}, by which a program runs without a path that a rule could see; "
+            "refuse that there, or use shell.mode: open"
         )
 
 

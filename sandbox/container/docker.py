@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sandbox.container import verify
+from sandbox.container import gvisor, verify
 from sandbox.container.attach import AttachedStream
 from sandbox.container.runtime import ContainerState, ContainerStream, EngineFacts, Owned
 from sandbox.container.spec import LABEL_OWNER, LABEL_SESSION, WORKSPACE, ContainerSpec, OverlayVolume
@@ -52,6 +52,10 @@ class DockerRuntime:
     async def facts(self) -> EngineFacts:
         """See Runtime."""
         return await self._call("ask the engine what it can enforce", self._facts)
+
+    async def versions(self) -> dict[str, str]:
+        """Return the releases of ``engine``, ``containerd`` and ``runc``, those that the engine names."""
+        return await self._call("ask the engine for its versions", self._versions)
 
     async def image_id(self, reference: str) -> str:
         """See Runtime."""
@@ -166,7 +170,16 @@ class DockerRuntime:
             runtimes=tuple(sorted(info.get("Runtimes") or {})),
             has_seccomp="name=seccomp" in options,
             missing_controls=tuple(missing),
+            runtime_args={
+                name: tuple(runtime.get("runtimeArgs") or ())
+                for name, runtime in (info.get("Runtimes") or {}).items()
+            },
         )
+
+    def _versions(self) -> dict[str, str]:
+        parts: list[dict[str, Any]] = self._client().version().get("Components") or []
+        names = {"Engine": "engine", "containerd": "containerd", "runc": "runc"}
+        return {names[part["Name"]]: str(part["Version"]) for part in parts if part["Name"] in names}
 
     def _image_id(self, reference: str) -> str:
         from docker.errors import ImageNotFound
@@ -196,7 +209,7 @@ class DockerRuntime:
         try:
             options = _overlay_options(volume)
             made = client.create_volume(volume.name, "local", options, labels)
-            answer = client.create_container(**_container_options(client, spec))
+            answer = client.create_container(**self._container_options(client, spec))
             created.append(answer["Id"])
             has_swap = _has_swap()
             problems = [
@@ -206,9 +219,7 @@ class DockerRuntime:
             ]
             if made.get("Options") != options:
                 problems.append(f"the options of volume {volume.name}")
-            problems += verify.find_refused_settings(
-                spec, client.inspect_container(answer["Id"]), has_swap=has_swap
-            )
+            problems += self._find_refused(spec, client.inspect_container(answer["Id"]), has_swap=has_swap)
             if problems:
                 raise EngineError(_dropped(spec, problems))
         except BaseException:
@@ -235,9 +246,6 @@ class DockerRuntime:
                 "it shall be; create it again"
             )
         self._client().start(container_id)
-        # gVisor's process on the host is gVisor itself; what it gives its guests is not in our /proc.
-        if spec.runtime != "runc":
-            return
         pid = int(self._inspect(container_id)["State"]["Pid"])
         with contextlib.suppress(OSError):  # gone already; looked at below
             _wait_executed(pid)
@@ -245,12 +253,23 @@ class DockerRuntime:
         # A process that ends while it is looked at seems to lack everything; its stream says how it ended.
         # One that is on its way out is neither alive nor over for a moment: what is missing is missing twice.
         for _ in range(LOOKS):
-            problems = _find_unenforced(spec, pid, container_id)
+            problems = self._find_unenforced(spec, pid, container_id)
             if not problems or self._has_ended(container_id, pid):
                 return
             time.sleep(0.02)
         self._remove(container_id, spec.workspace.name)
         raise EngineError(_dropped(spec, problems))
+
+    # What is asked for and what is checked; the self-test's control, which must be weak, asks for less.
+
+    def _container_options(self, client: APIClient, spec: ContainerSpec) -> dict[str, Any]:
+        return _container_options(client, spec)
+
+    def _find_refused(self, spec: ContainerSpec, inspected: dict[str, Any], *, has_swap: bool) -> list[str]:
+        return verify.find_refused_settings(spec, inspected, has_swap=has_swap)
+
+    def _find_unenforced(self, spec: ContainerSpec, pid: int, container_id: str) -> list[str]:
+        return _find_unenforced(spec, pid, container_id)
 
     def _has_ended(self, container_id: str, pid: int) -> bool:
         """Tell whether a container is over. The engine hears of it a moment after the kernel."""
@@ -261,6 +280,19 @@ class DockerRuntime:
             time.sleep(0.01)
         return True
 
+    def _await_own_end(self, container_id: str) -> None:
+        """Let a gVisor sandbox end by itself, as its guest does when its stream is closed.
+
+        One that is killed drops all its threads at once on containerd's shim, which is then waiting for the
+        kill it was asked for and takes them a second each: the engine hangs for minutes on that container.
+        """
+        from docker.errors import NotFound
+
+        deadline = time.monotonic() + END_SECONDS
+        with contextlib.suppress(NotFound):
+            while self._inspect(container_id)["State"]["Running"] and time.monotonic() < deadline:
+                time.sleep(0.02)
+
     def _inspect(self, container_id: str) -> dict[str, Any]:
         """The engine's JSON, as it comes."""
         inspected: dict[str, Any] = self._client().inspect_container(container_id)
@@ -269,6 +301,9 @@ class DockerRuntime:
     def _remove(self, container_id: str | None, volume: str | None) -> None:
         client = self._client()
         if container_id is not None:
+            spec = self._specs.get(container_id)
+            if spec is not None and spec.runtime == "runsc":
+                self._await_own_end(container_id)
             if volume is not None and os.geteuid() != 0:
                 _settle_overlay(client, container_id)
             _insist(lambda: client.remove_container(container_id, v=True, force=True))
@@ -324,6 +359,7 @@ def _container_options(client: APIClient, spec: ContainerSpec) -> dict[str, Any]
         network_mode=spec.network,
         read_only=spec.read_only_root,
         cap_drop=[*spec.dropped_capabilities],
+        cap_add=[*spec.added_capabilities],
         security_opt=verify.security_options(spec),
         runtime=spec.runtime,
         mem_limit=spec.memory_bytes,
@@ -349,7 +385,7 @@ def _container_options(client: APIClient, spec: ContainerSpec) -> dict[str, Any]
         "entrypoint": [*spec.command],
         "name": spec.name,
         "hostname": spec.hostname,
-        "user": f"{spec.uid}:{spec.gid}",
+        "user": verify.first_user(spec),
         "environment": dict(spec.env),
         "working_dir": spec.working_dir,
         "labels": dict(spec.labels),
@@ -433,8 +469,10 @@ def _settle_overlay(client: APIClient, container_id: str) -> None:
 
 
 def _find_unenforced(spec: ContainerSpec, pid: int, container_id: str) -> list[str]:
+    # gVisor's process on the host is gVisor itself; what it gives its guests is asked inside, by the guest.
+    find = gvisor.find_unenforced_outside if spec.runtime == "runsc" else verify.find_unenforced
     try:
-        return verify.find_unenforced(spec, pid, container_id)
+        return find(spec, pid, container_id)
     except OSError as exc:
         return [f"all of them: process {pid} cannot be read ({exc.strerror}), is the engine elsewhere?"]
 

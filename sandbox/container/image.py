@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sandbox.container.closed_shell import close_shell
 from sandbox.container.image_index import (
+    BUNDLES,
     MULTICALL,
     SHARED_BY,
     ImageIndex,
@@ -110,7 +111,16 @@ async def prepare_image(
     paths = blocked_paths(index, shell.blocked_commands, shell.allowed_binaries)
     command_shell = find_shell(index, paths)
     closed = close_shell(index, shell, command_shell, paths) if shell.mode == "closed" else None
-    return Image(reference, image_id, paths, refusal_binary, command_shell, closed)
+    return Image(
+        reference,
+        image_id,
+        paths,
+        refusal_binary,
+        command_shell,
+        closed=closed,
+        bundles=tuple(path for path in index.roots if path in BUNDLES),
+        truststores=tuple(path for path in index.roots if path not in BUNDLES),
+    )
 
 
 def _check_shared(

@@ -27,13 +27,31 @@ from sandbox.errors import ImageError, StateError
 
 T = TypeVar("T")
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 INDEX_SESSION = "image-index"
 CHUNK_BYTES = 1024 * 1024
 MAX_LINKS = 40
 SHARED_BY = 8
 """A file with this many names is many programs in one, whatever it is called."""
 MULTICALL = frozenset({"busybox", "toybox", "coreutils", "uutils", "sbase-box", "ubase-box", "9base"})
+BUNDLES = frozenset(
+    {
+        "/etc/ssl/certs/ca-certificates.crt",  # Debian, Arch, Alpine
+        "/etc/ssl/cert.pem",  # Alpine
+        "/etc/ssl/ca-bundle.pem",  # openSUSE
+        "/var/lib/ca-certificates/ca-bundle.pem",
+        "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, Red Hat
+        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/ca-certificates/extracted/tls-ca-bundle.pem",  # Arch
+    }
+)
+"""Where distributions keep their roots as one PEM file; most of these are links to another of them."""
+TRUSTSTORES = (
+    "/etc/ssl/certs/java/cacerts",
+    "/etc/pki/ca-trust/extracted/java/cacerts",
+    "/lib/security/cacerts",
+)
+"""How the path of Java's own roots ends: the distribution's, or that of a JDK unpacked anywhere."""
 APPLET = re.compile(rb"(?<=\0)[a-z0-9][a-z0-9_.+-]{0,23}(?=\0)")
 
 
@@ -64,6 +82,8 @@ class ImageIndex:
     what follows ``#!``."""
     beside: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Each directory with a program or script anywhere beneath it to the files and directories in it."""
+    roots: tuple[str, ...] = ()
+    """Files in which the image keeps the root certificates it trusts."""
 
 
 async def index_image(source: ImageSource, image_id: str, state: Path, owner: str) -> ImageIndex:
@@ -93,8 +113,9 @@ def read_index(image_id: str, chunks: Iterator[bytes]) -> ImageIndex:
     interpreters: dict[str, str] = {}
     index = ImageIndex(image_id, programs, links, applets, kinds, interpreters)
     present: set[str] = set()
+    roots = []
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", _Chunks(chunks)), mode="r|") as archive:
+        with tarfile.open(fileobj=cast("IO[bytes]", ChunkReader(chunks)), mode="r|") as archive:
             for member in archive:
                 path = _absolute(member.name)
                 if member.issym():
@@ -114,9 +135,11 @@ def read_index(image_id: str, chunks: Iterator[bytes]) -> ImageIndex:
                         applets[path] = applets[original]
                 elif member.isreg() and (content := archive.extractfile(member)) is not None:
                     _index_file(index, path, member.mode, content)
+                    if path in BUNDLES or path.endswith(TRUSTSTORES):
+                        roots.append(path)
     except tarfile.TarError as exc:
         raise ImageError(f"cannot index image {image_id}: its export is no tar stream ({exc})") from exc
-    return replace(index, beside=_beside(present, kinds))
+    return replace(index, beside=_beside(present, kinds), roots=tuple(sorted(roots)))
 
 
 def resolve(index: ImageIndex, path: str) -> str:
@@ -225,6 +248,7 @@ def _load(cache: Path, image_id: str) -> ImageIndex | None:
             dict(kept["kinds"]),
             dict(kept["interpreters"]),
             {directory: tuple(names) for directory, names in kept["beside"].items()},
+            tuple(kept["roots"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # indexing again costs a second; a half-read index could leave a program unblocked
@@ -248,7 +272,7 @@ def _save(cache: Path, index: ImageIndex) -> None:
         ) from exc
 
 
-class _Chunks(io.RawIOBase):
+class ChunkReader(io.RawIOBase):
     """An iterator of chunks as a file that tarfile can stream from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

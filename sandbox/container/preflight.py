@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import re
 
+from sandbox.container.gvisor import find_impossible, find_wrong_args, registration
 from sandbox.container.runtime import EngineFacts
 from sandbox.errors import EngineError
 from sandbox.policy.model import Policy
 
 OLDEST_ENGINE = (20, 10)
 """The first with private cgroup namespaces (API 1.41)."""
-
-LOST_WITH_RUNSC = (
-    "gVisor ignores the seccomp profile",
-    "gVisor has no Landlock, which keeps commands from the guest",
-    "what is in force inside gVisor cannot be read on the host",
-)
-"""Why gVisor is refused: each of these is a control that every policy asks for."""
 
 
 def check_host(policy: Policy, facts: EngineFacts) -> None:
@@ -46,7 +40,12 @@ def _engine_problems(policy: Policy, facts: EngineFacts) -> list[str]:
         known = ", ".join(name for name in facts.runtimes if not name.startswith("io.containerd.")) or "none"
         problems.append(
             f"runtime {policy.runtime} is not registered with the engine (it has {known}); "
-            "register it in daemon.json or change runtime"
+            f"register it in daemon.json{_how_to_register(policy)} or change runtime"
+        )
+    elif policy.runtime == "runsc" and (wrong := find_wrong_args(facts.runtime_args.get("runsc", ()))):
+        problems.append(
+            f"runtime runsc is registered with arguments that cannot be used ({'; '.join(wrong)}); "
+            f"write into daemon.json {registration()} and have the engine read it (kill -HUP of dockerd)"
         )
     if not facts.has_seccomp:
         problems.append(
@@ -64,23 +63,12 @@ def _policy_problems(policy: Policy) -> list[str]:
     """What this version does not enforce yet is refused, not ignored."""
     problems = []
     if policy.runtime == "runsc":
-        problems.append(f"runtime runsc: {'; '.join(LOST_WITH_RUNSC)}; use runtime: runc")
-        if policy.shell.mode == "closed":
-            problems.append(
-                "shell.mode: closed is enforced by Landlock, which gVisor has not; use runtime: runc"
-            )
-    for entry in policy.network.allowlist:
-        for field, is_asked in (("inspect: true", entry.inspect), ("rules", bool(entry.rules))):
-            if is_asked:
-                problems.append(
-                    f"network.allowlist {entry.host}: {field} is not enforced by this version; "
-                    "allow the whole host or drop it"
-                )
-    problems += [
-        f"network.inject {injection.host}: credentials are not injected by this version; drop the entry"
-        for injection in policy.network.inject
-    ]
+        problems += find_impossible(policy)
     return problems
+
+
+def _how_to_register(policy: Policy) -> str:
+    return f" ({registration()})" if policy.runtime == "runsc" else ""
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -27,9 +27,20 @@ RESULT_FILE = "result.json"
 STATEMENT_FILE = "statement.json"
 PATCH_FILE = "patch.diff"
 EGRESS_FOLDER = "egress"
+TRUST_FOLDER = "trust"
 
 _RECORD = (LEDGER_FILE, PATCH_FILE, RESULT_FILE, STATEMENT_FILE)
-_SCRATCH = ("mask", "lower", "upper", "work", "reserve", EGRESS_FOLDER)
+_SCRATCH = (
+    "mask",
+    "lower",
+    "upper",
+    "work",
+    "layers",
+    "layers.img",
+    "reserve",
+    EGRESS_FOLDER,
+    TRUST_FOLDER,
+)
 _CLAIM = ".claim@"
 
 
@@ -94,6 +105,7 @@ def discard_session(directory: Path, release: Callable[[Path], None]) -> None:
     """
     release(directory)
     _remove_flat(directory / EGRESS_FOLDER)
+    _remove_flat(directory / TRUST_FOLDER)
     _check_nothing_left(directory)
     _remove_flat(directory)
 
@@ -162,6 +174,7 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
         # ``release`` knows which of these are mounts and which lead to the user's own files; this does not.
         release(directory)
         _remove_flat(directory / EGRESS_FOLDER)
+        _remove_flat(directory / TRUST_FOLDER)
         _check_nothing_left(directory)
         if not is_finished and not is_marked:
             (directory / INTERRUPTED_FILE).write_text(f"{owner}\n")

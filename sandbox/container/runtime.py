@@ -6,7 +6,8 @@ outside the adapter. Both adapters (Docker; the fake of the tests) pass ``tests/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from sandbox.container.spec import ContainerSpec
@@ -45,6 +46,8 @@ class EngineFacts:
 
     A missing swap limit is among them only when this host swaps: without swap the memory limit holds alone.
     """
+    runtime_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The arguments each runtime is registered with, where there are any."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _REQUIRED = frozenset(
     {"close", "execve", "fstatfs", "futex", "getdents64", "getrandom", "mprotect", "openat", "write"}
     | {"exit", "exit_group", "rt_sigreturn", "restart_syscall"}
 )
-_PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
+PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class _Profile(_Part):
 
     @model_validator(mode="after")
     def _can_run_a_container(self) -> Self:
-        permitted = {name for rule in self.syscalls if rule.action in _PERMITTING for name in rule.names}
+        permitted = {name for rule in self.syscalls if rule.action in PERMITTING for name in rule.names}
         if missing := sorted(_REQUIRED - permitted):
             raise ValueError(f"no container can start or end without {', '.join(missing)}; allow them")
         return self

@@ -18,7 +18,17 @@ WORKSPACE = "/workspace"
 GUEST = "/.agent-runner/guest"
 EGRESS_DIRECTORY = "/.agent-runner/egress"
 EGRESS_SOCKET = f"{EGRESS_DIRECTORY}/proxy.sock"
+SHELL_SOCKET_NAME = "shell.sock"
+"""Beside the gateway's; images/guest/wrapper.c knows it too."""
+PROBE = "/.agent-runner/probe"
+"""The self-test's program; no run has it."""
+SHELLS = "/.agent-runner/shell"
+"""The image's own shells, where others that ask stand in their place."""
 PROXY_PORT = 3128
+TRUST_DIRECTORY = "/.agent-runner/trust"
+TRUST_BUNDLE = f"{TRUST_DIRECTORY}/ca-bundle.pem"
+TRUST_STORE = f"{TRUST_DIRECTORY}/truststore.p12"
+RESOLV_CONF = "/etc/resolv.conf"
 HOME = "/home/agent"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -26,9 +36,34 @@ LABEL_SESSION = "agent-runner.session"
 LABEL_OWNER = "agent-runner.owner"
 LABEL_SPEC = "agent-runner.spec"
 
+SEPARATING_CAPABILITIES = ("CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID")
+"""What the guest needs of gVisor's kernel to become a user of its own and give commands another; sorted."""
+SENTRY_TASKS = 256
+TASKS_PER_PROCESS = 16
+"""Threads of the host that gVisor needs, idle and for each process inside (11 to 13 measured): all of them
+count against the cgroup's pids limit, and the sandbox ends when it is reached."""
+
+PAGE_BYTES = 4096
 SMALL_TMPFS_BYTES = 16 * MIB
 SHM_BYTES = 64 * MIB
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+BUNDLE_VARIABLES = (
+    "SSL_CERT_FILE",  # OpenSSL and so Python and Ruby; Go; rustls where it asks the platform
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",  # Debian's git reads neither of the two above
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "npm_config_cafile",
+    "CARGO_HTTP_CAINFO",
+    "DENO_CERT",
+    "AWS_CA_BUNDLE",
+    "BUNDLE_SSL_CA_CERT",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+)
+"""Each program's own variable for a PEM file of roots. Most replace the program's roots by the file's, so it
+holds all that are trusted."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,8 @@ class OverlayVolume:
     target: str = WORKSPACE
     flags: tuple[str, ...] = ("nosuid", "nodev")
     """Mount flags; ``noexec`` is added when the policy says ``workspace_exec: false``."""
+    most_bytes: int = 0
+    """Size of the filesystem that ``upper`` lies on, when it is there to bound it; 0: it is not."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +99,8 @@ class Tmpfs:
 
     target: str
     size_bytes: int
+    files: int
+    """Files and directories it holds: an empty one costs memory too."""
     is_private: bool = False
     """True: owned by the sandbox's user, mode 0700. False: anybody's, mode 1777."""
 
@@ -96,6 +135,11 @@ class ContainerSpec:
     network: Literal["none"] = "none"
     read_only_root: Literal[True] = True
     dropped_capabilities: tuple[Literal["ALL"]] = ("ALL",)
+    added_capabilities: tuple[str, ...] = ()
+    """Under gVisor only, of its own kernel: for the guest, never for commands."""
+    is_root_at_start: bool = False
+    """Under gVisor only: PID 1 starts as the root of that kernel and gives it up at once; commands run as
+    ``uid``. Without Landlock nothing but a user of its own keeps them from PID 1 there."""
     no_new_privileges: Literal[True] = True
 
     def digest(self) -> Digest:
@@ -133,6 +177,24 @@ class SessionPlaces:
     gid: int
     owner: str
     """``hostname:boot-id:pid:start-time`` of the controller, for the reaper."""
+    trust_directory: str | None = None
+    """Holds ``ca-bundle.pem`` and ``truststore.p12``, which replace the image's roots; None: they stay."""
+    resolv_conf: str | None = None
+    """The resolver configuration; None: the engine's, which is this host's and names its servers."""
+
+
+@dataclass(frozen=True)
+class AskingShells:
+    """A program that asks before it becomes a shell, and the shells whose place it takes."""
+
+    binary: str
+    """Host path of the program."""
+    paths: tuple[str, ...]
+    """In the image, links resolved."""
+    originals: str
+    """Host directory with the shells themselves, each at its path in the image."""
+    original_shell: str
+    """In the container: the shell that would have run command lines."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +222,12 @@ class Image:
     """Host path of the program that says why and exits 126."""
     shell: str = "/bin/sh"
     """What runs command lines: bash where the image has it, since the policy reads them as bash does."""
+    asking_shells: AskingShells | None = None
+    """Given when the policy names agents."""
+    bundles: tuple[str, ...] = ()
+    """Files with the image's own roots, as PEM; absolute, symlinks resolved."""
+    truststores: tuple[str, ...] = ()
+    """The same for Java's."""
     closed: ClosedShell | None = None
     """None: ``shell.mode: open``."""
 
@@ -192,19 +260,22 @@ def compile_spec(
             flags = (*flags, needed)
 
     tmpfs = (
-        Tmpfs("/tmp", policy.limits.tmpfs_bytes),  # noqa: S108  # inside the container
-        Tmpfs(HOME, policy.limits.tmpfs_bytes, is_private=True),
-        Tmpfs("/run", SMALL_TMPFS_BYTES),
-        Tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
+        _tmpfs("/tmp", policy.limits.tmpfs_bytes),  # noqa: S108  # inside the container
+        _tmpfs(HOME, policy.limits.tmpfs_bytes, is_private=True),
+        _tmpfs("/run", SMALL_TMPFS_BYTES),
+        _tmpfs("/var/tmp", SMALL_TMPFS_BYTES),  # noqa: S108
     )
+    is_gvisor = policy.runtime == "runsc"
+    pids = policy.limits.pids
+    separating = ("commands-as", str(places.uid), str(places.gid), str(pids)) if is_gvisor else ()
     spec = ContainerSpec(
         name=f"agent-runner-{places.session_id}",
         image_id=image.image_id,
         runtime=policy.runtime,
         uid=places.uid,
         gid=places.gid,
-        command=(GUEST,),
-        env=tuple(sorted({**env, **_environment(policy)}.items())),
+        command=(GUEST, *separating),
+        env=tuple(sorted({**env, **_environment(policy, trusts=places.trust_directory is not None)}.items())),
         working_dir=WORKSPACE,
         workspace=replace(places.workspace, flags=flags),
         binds=_binds(image, places, tmpfs),
@@ -212,12 +283,31 @@ def compile_spec(
         extra_hosts=tuple(sorted(hosts.items())),
         memory_bytes=policy.limits.memory_bytes,
         cpus=policy.limits.cpus,
-        pids=policy.limits.pids,
+        pids=SENTRY_TASKS + TASKS_PER_PROCESS * pids if is_gvisor else pids,
         nofile=policy.limits.nofile,
         seccomp=seccomp,
+        added_capabilities=SEPARATING_CAPABILITIES if is_gvisor else (),
+        is_root_at_start=is_gvisor,
         labels=((LABEL_SESSION, places.session_id), (LABEL_OWNER, places.owner)),
     )
-    return replace(spec, labels=(*spec.labels, (LABEL_SPEC, f"blake3:{spec.digest().blake3}")))
+    return _labelled(spec)
+
+
+def with_binds(spec: ContainerSpec, binds: tuple[Bind, ...]) -> ContainerSpec:
+    """Return a spec with more of the host's paths in it, read-only, and its digest anew."""
+    if not all(bind.is_read_only for bind in binds):
+        raise PolicyError("cannot mount a path of the host writable: the workspace is the only one")
+    return _labelled(replace(spec, binds=(*spec.binds, *binds)))
+
+
+def _labelled(spec: ContainerSpec) -> ContainerSpec:
+    labels = tuple(label for label in spec.labels if label[0] != LABEL_SPEC)
+    return replace(spec, labels=(*labels, (LABEL_SPEC, f"blake3:{spec.digest().blake3}")))
+
+
+def _tmpfs(target: str, size_bytes: int, *, is_private: bool = False) -> Tmpfs:
+    # As many files as pages; the kernel's own default is half of the machine's memory in pages.
+    return Tmpfs(target, size_bytes, size_bytes // PAGE_BYTES, is_private)
 
 
 def _check_seccomp(seccomp: str) -> None:
@@ -231,6 +321,7 @@ def _check_seccomp(seccomp: str) -> None:
 
 
 def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tuple[Bind, ...]:
+    # What a mount of ours hides is not there to be run, or read.
     covered = (WORKSPACE, *(mount.target for mount in tmpfs))
     refusals = []
     for path in sorted(image.blocked_paths):
@@ -238,18 +329,48 @@ def _binds(image: Image, places: SessionPlaces, tmpfs: tuple[Tmpfs, ...]) -> tup
             raise PolicyError(
                 f"cannot block {path!r}: not an absolute path in normal form; index the image again"
             )
-        # What a mount of ours hides is not there to be run.
-        if not any(path.startswith(f"{target}/") for target in covered):
+        if not _is_beneath(path, covered):
             refusals.append(Bind(image.refusal_binary, path))
     return (
         Bind(places.guest_binary, GUEST),
         # The directory, not the socket: a gateway that makes its socket anew stays reachable.
         Bind(places.egress_directory, EGRESS_DIRECTORY),
+        *_shell_binds(image),
+        *_name_resolution(places),
+        *(bind for bind in _trust(image, places) if not _is_beneath(bind.target, covered)),
         *refusals,
     )
 
 
-def _environment(policy: Policy) -> dict[str, str]:
+def _shell_binds(image: Image) -> tuple[Bind, ...]:
+    shells = image.asking_shells
+    if shells is None:
+        return ()
+    return (Bind(shells.originals, SHELLS), *(Bind(shells.binary, path) for path in shells.paths))
+
+
+def _is_beneath(path: str, targets: tuple[str, ...]) -> bool:
+    return any(path.startswith(f"{target}/") for target in targets)
+
+
+def _name_resolution(places: SessionPlaces) -> tuple[Bind, ...]:
+    return () if places.resolv_conf is None else (Bind(places.resolv_conf, RESOLV_CONF),)
+
+
+def _trust(image: Image, places: SessionPlaces) -> tuple[Bind, ...]:
+    """Place the roots where our variables point, and over the image's own: not every program reads those."""
+    if places.trust_directory is None:
+        return ()
+    bundle = posixpath.join(places.trust_directory, posixpath.basename(TRUST_BUNDLE))
+    store = posixpath.join(places.trust_directory, posixpath.basename(TRUST_STORE))
+    return (
+        Bind(places.trust_directory, TRUST_DIRECTORY),
+        *(Bind(bundle, path) for path in sorted(image.bundles)),
+        *(Bind(store, path) for path in sorted(image.truststores)),
+    )
+
+
+def _environment(policy: Policy, *, trusts: bool) -> dict[str, str]:
     """Everything a process sees from the start; no value of the host's environment is ever among it."""
     proxy = f"http://127.0.0.1:{PROXY_PORT}"
     local = "localhost,127.0.0.1,::1"
@@ -266,8 +387,13 @@ def _environment(policy: Policy) -> dict[str, str]:
         env[name] = env[name.lower()] = proxy
     if policy.network.allowlist or policy.network.package_indexes:
         # Java announces this variable on stderr, so it is set only where it can be of use.
-        env["JAVA_TOOL_OPTIONS"] = " ".join(
+        java = [
             f"-D{scheme}.proxyHost=127.0.0.1 -D{scheme}.proxyPort={PROXY_PORT}"
             for scheme in ("http", "https")
-        )
+        ]
+        if trusts:
+            java.append(f"-Djavax.net.ssl.trustStore={TRUST_STORE} -Djavax.net.ssl.trustStoreType=PKCS12")
+        env["JAVA_TOOL_OPTIONS"] = " ".join(java)
+    if trusts:
+        env |= dict.fromkeys(BUNDLE_VARIABLES, TRUST_BUNDLE)
     return env

@@ -6,14 +6,14 @@ a container that differs in one control is not used. D2
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sandbox.container.spec import ContainerSpec
+from sandbox.container.spec import PAGE_BYTES, ContainerSpec
 
-PAGE_BYTES = 4096
 CPU_PERIOD_US = 100_000
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
@@ -27,16 +27,16 @@ def find_refused_settings(spec: ContainerSpec, inspected: Mapping[str, Any], *, 
     asked_and_got: list[tuple[str, object, object]] = [
         ("image", spec.image_id, inspected["Image"]),
         ("command", [*spec.command], [inspected["Path"], *inspected["Args"]]),
-        ("user", f"{spec.uid}:{spec.gid}", config["User"]),
+        ("user", first_user(spec), config["User"]),
         ("working directory", spec.working_dir, config["WorkingDir"]),
         ("terminal", False, config["Tty"]),
         ("health check", ["NONE"], (config.get("Healthcheck") or {}).get("Test")),
         ("labels", {}, _missing(dict(spec.labels), config["Labels"] or {})),
-        ("environment", {}, _missing(dict(spec.env), _pairs(config["Env"] or []))),
+        ("environment", {}, _missing(dict(spec.env), pairs(config["Env"] or []))),
         ("network", spec.network, host["NetworkMode"]),
         ("read-only root", spec.read_only_root, host["ReadonlyRootfs"]),
         ("dropped capabilities", [*spec.dropped_capabilities], host["CapDrop"] or []),
-        ("added capabilities", [], host["CapAdd"] or []),
+        ("added capabilities", [*spec.added_capabilities], sorted(host["CapAdd"] or [])),
         ("privileged", False, host["Privileged"]),
         ("security options", sorted(security_options(spec)), sorted(host["SecurityOpt"] or [])),
         ("runtime", spec.runtime, host["Runtime"]),
@@ -58,7 +58,7 @@ def find_refused_settings(spec: ContainerSpec, inspected: Mapping[str, Any], *, 
     ]
     if has_swap:
         asked_and_got.append(("swap limit", spec.memory_bytes, host["MemorySwap"]))
-    return _differences(asked_and_got)
+    return differences(asked_and_got)
 
 
 def find_unenforced(
@@ -72,7 +72,7 @@ def find_unenforced(
     cgroup = (proc / str(pid) / "cgroup").read_text()
     if container_id not in cgroup:
         return [f"all of them: process {pid} is not the container's, so the engine is not on this machine"]
-    status = _pairs((proc / str(pid) / "status").read_text().splitlines(), separator=":")
+    status = pairs((proc / str(pid) / "status").read_text().splitlines(), separator=":")
     asked_and_got: list[tuple[str, object, object]] = [
         ("uid", {str(spec.uid)}, set(status["Uid"].split())),
         ("gid", {str(spec.gid)}, set(status["Gid"].split())),
@@ -81,9 +81,10 @@ def find_unenforced(
         *((f"capabilities {name}", 0, int(status[name], 16)) for name in CAPABILITY_SETS),
     ]
     return (
-        _differences(asked_and_got)
-        + _find_unlimited(spec, cgroup, proc)
+        differences(asked_and_got)
+        + find_unlimited(spec, cgroup, proc)
         + _find_weak_mounts(spec, proc / str(pid) / "mountinfo")
+        + _find_unbounded(spec, proc / str(pid) / "root")
     )
 
 
@@ -101,6 +102,11 @@ def security_options(spec: ContainerSpec) -> list[str]:
     return ["no-new-privileges", f"seccomp={spec.seccomp}"]
 
 
+def first_user(spec: ContainerSpec) -> str:
+    """Return Docker's ``User``: what PID 1 starts as."""
+    return "0:0" if spec.is_root_at_start else f"{spec.uid}:{spec.gid}"
+
+
 def nano_cpus(spec: ContainerSpec) -> int:
     """Return CPUs in units of 10**-9."""
     return round(spec.cpus * 1_000_000_000)
@@ -116,7 +122,8 @@ def tmpfs_options(spec: ContainerSpec) -> dict[str, str]:
     options = {}
     for mount in spec.tmpfs:
         owner = f"mode=0700,uid={spec.uid},gid={spec.gid}" if mount.is_private else "mode=1777"
-        options[mount.target] = f"rw,noexec,nosuid,nodev,size={mount.size_bytes},{owner}"
+        room = f"size={mount.size_bytes},nr_inodes={mount.files}"
+        options[mount.target] = f"rw,noexec,nosuid,nodev,{room},{owner}"
     return options
 
 
@@ -139,11 +146,11 @@ def _missing(wanted: Mapping[str, str], got: Mapping[str, str]) -> dict[str, str
     return {name: value for name, value in wanted.items() if got.get(name) != value}
 
 
-def _pairs(lines: list[str], separator: str = "=") -> dict[str, str]:
+def pairs(lines: list[str], separator: str = "=") -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(separator) for line in lines)}
 
 
-def _differences(asked_and_got: list[tuple[str, object, object]]) -> list[str]:
+def differences(asked_and_got: list[tuple[str, object, object]]) -> list[str]:
     found = []
     for name, want, got in asked_and_got:
         if want == got:
@@ -159,8 +166,8 @@ def _short(value: object) -> str:
     return shown if len(shown) <= 200 else f"{shown[:200]}…"
 
 
-def _find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
-    """Compare limits with the cgroup files; of either cgroup version."""
+def find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
+    """Compare limits with the cgroup files, of either version; ``cgroup`` as ``/proc/PID/cgroup`` has it."""
     quota = round(spec.cpus * CPU_PERIOD_US)
     paths = {}
     for line in cgroup.splitlines():
@@ -189,6 +196,17 @@ def _find_unlimited(spec: ContainerSpec, cgroup: str, proc: Path) -> list[str]:
     return found
 
 
+def _find_unbounded(spec: ContainerSpec, root: Path) -> list[str]:
+    """Ask the workspace's filesystem, as the container has it mounted, for its size."""
+    most = spec.workspace.most_bytes
+    if not most:  # no filesystem bounds it; whoever made the spec says so
+        return []
+    # An overlay answers for its upper layer. Only root gets here, so /proc/PID/root can be passed.
+    got = os.statvfs(f"{root}{spec.workspace.target}")
+    size = got.f_blocks * got.f_frsize
+    return [] if 0 < size <= most else [f"size of {spec.workspace.target}: asked {most}, got {size}"]
+
+
 def _cgroup_mounts(proc: Path) -> dict[str, Path]:
     """Where each v1 controller is mounted on the host; the unified hierarchy under the empty name."""
     mounts = {}
@@ -206,7 +224,10 @@ def _cgroup_mounts(proc: Path) -> dict[str, Path]:
 def _find_weak_mounts(spec: ContainerSpec, mountinfo: Path) -> list[str]:
     """Compare mount flags with what was asked: engines have been seen to drop ``noexec`` in silence."""
     wanted: dict[str, set[str]] = {"/": {"ro"}, spec.workspace.target: set(spec.workspace.flags)}
-    wanted |= {mount.target: {"noexec", "nosuid", "nodev"} for mount in spec.tmpfs}
+    for tmpfs in spec.tmpfs:
+        pages = -(-tmpfs.size_bytes // PAGE_BYTES)
+        room = {f"size={pages * PAGE_BYTES // 1024}k", f"nr_inodes={tmpfs.files}"}
+        wanted[tmpfs.target] = {"noexec", "nosuid", "nodev"} | room
     wanted |= {bind.target: {"ro"} for bind in spec.binds if bind.is_read_only}
     wanted["/dev/shm"] = {"noexec", "nosuid", "nodev"}  # noqa: S108
     got: dict[str, set[str]] = {}

@@ -18,13 +18,14 @@ _STATUS = {
     "dns_failure": 502,
     "upstream_unreachable": 502,
     "upstream_malformed": 502,
+    "upstream_tls": 502,
     "policy_error": 502,
     "too_many_connections": 503,
     "log_unavailable": 503,
 }
 """Every other word is a refusal by the policy: 403."""
 
-_ALERTS = {"sni_mismatch": 112, "sni_missing": 112, "tls_malformed": 50, "ech_refused": 49}
+_ALERTS = {"sni_mismatch": 112, "sni_missing": 112, "tls_malformed": 50, "ech_refused": 49, "alpn": 120}
 
 
 def status_of(reason: str, method: str = "") -> int:

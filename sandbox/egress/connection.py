@@ -15,19 +15,24 @@ from dataclasses import dataclass
 
 from sandbox.egress.answers import ESTABLISHED, refusal_answer, status_of, tunnel_refusal
 from sandbox.egress.attempt import Attempt, peer_credentials
-from sandbox.egress.forward import RequestBody, exchange, outgoing_head
+from sandbox.egress.bodies import BodyRefused, RequestBody
+from sandbox.egress.credentials import Credentials
+from sandbox.egress.forward import Forwarded, exchange, outgoing_head
+from sandbox.egress.heads import read_head
+from sandbox.egress.inspect import InspectedTunnel, Inspection
+from sandbox.egress.leaks import LEAK
 from sandbox.egress.pace import Pace
+from sandbox.egress.pipes import Pipes
 from sandbox.egress.request import (
     RequestHead,
     check_host,
     check_upgrade,
-    find_head_end,
     parse_connect,
     parse_forward,
-    parse_head,
 )
 from sandbox.egress.resolve import Dialer, PeerMismatch, Resolver, dial_first
 from sandbox.egress.rules import judge_request
+from sandbox.egress.streams import PlainStream
 from sandbox.egress.tls import HelloReader, judge_hello
 from sandbox.egress.tunnel import CHUNK_BYTES, BudgetSpent, Traffic, relay
 from sandbox.events import EgressConnection
@@ -39,6 +44,7 @@ from sandbox.policy.hosts import (
     decide_egress,
     is_denied,
     is_ip_literal,
+    is_tls_port,
 )
 from sandbox.policy.model import NetworkPolicy
 
@@ -54,7 +60,9 @@ class GatewayLimits:
     head_seconds: float = 10.0
     """From the start of a connection, or of waiting for its next request, to a complete head."""
     hello_seconds: float = 10.0
-    """From the 200 to a complete ClientHello."""
+    """From the 200 to a complete ClientHello, and from there to the end of an inspected handshake."""
+    keep_seconds: float = 60.0
+    """Between two requests of an inspected connection."""
     resolve_seconds: float = 10.0
     dial_seconds: float = 10.0
     """Each address of a name gets this long."""
@@ -70,11 +78,12 @@ class RecordUnavailable(Exception):
     """An event could not be recorded: nothing may happen that it would have described."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Surroundings:
     """What the connections of one gateway share."""
 
     network: NetworkPolicy
+    """In force now; the gateway replaces it as a whole. Read afresh for every decision."""
     limits: GatewayLimits
     resolver: Resolver
     dialer: Dialer
@@ -83,8 +92,19 @@ class Surroundings:
     """Raises RecordUnavailable."""
     account: Callable[[EgressDecision, Authority, int, int], bool]
     """Called with bytes up and down before they are sent on; False ends the connection."""
+    allowance: Callable[[EgressDecision, Authority], int]
+    """How many bytes ``account`` would grant now."""
     next_number: Callable[[], int]
     pace: Pace
+    pipes: Pipes
+    credentials: Credentials
+    inspection: Inspection | None
+    """None when the policy opens no TLS."""
+
+
+Judge = Callable[[EgressDecision, Authority, tuple[str, ...]], EgressDecision | None]
+"""Given the old decision, the destination and the addresses it may lead to: the new decision, when a
+connection goes on just as it is; else None."""
 
 
 class Connection:
@@ -92,8 +112,10 @@ class Connection:
 
     def __init__(self, client: socket.socket, around: Surroundings) -> None:
         self._client = client
+        self._stream = PlainStream(client)
         self._around = around
         self._pending = bytearray()
+        self._attempt: Attempt | None = None
         self._pid, self._uid = peer_credentials(client)
 
     async def serve(self) -> None:
@@ -107,8 +129,25 @@ class Connection:
         finally:
             self._client.close()
 
+    def review(self, judge: Judge) -> bool:
+        """Judge what is under way anew, by a policy that is in force from now on; False: it has to end.
+
+        What was not recorded yet refuses itself when it gets there.
+        """
+        attempt = self._attempt
+        if attempt is None or attempt.target is None or attempt.decision is None:
+            return True
+        if not attempt.decision.is_allowed:
+            return True
+        decision = judge(attempt.decision, attempt.target, attempt.candidates)
+        if decision is not None:
+            attempt.decision = decision
+            return True
+        attempt.is_revoked = True
+        return not attempt.is_recorded
+
     async def _serve_one(self, *, is_first: bool) -> bool:
-        head = await self._read_head()
+        head = await read_head(self._stream, self._pending, self._around.limits.head_seconds)
         if head is None:
             return False
         if not is_first:  # a first request waited before it was let in
@@ -143,28 +182,52 @@ class Connection:
             return
         decision = self._decide(attempt, target)
         refusal = _refusal_of(decision) or check_host(head, target, target.port)
-        if (
-            refusal is None
-            and decision.entry is not None
-            and (decision.entry.rules or decision.entry.inspect)
-        ):
-            refusal = Refusal("inspection_required", "this host has rules: send plain requests, not a tunnel")
+        is_opened = decision.entry is not None and decision.entry.inspect
+        if refusal is None and decision.entry is not None and (is_opened or decision.entry.rules):
+            refusal = self._check_inspection(target, is_opened=is_opened)
         upstream = await self._open_upstream(attempt, decision, target, refusal)
         if upstream is None:
             return
         reason: str | Refusal = ""
         try:
             await self._send(ESTABLISHED)
-            reason = await self._carry_tunnel(upstream, attempt, target)
-            if isinstance(reason, Refusal):
-                with suppress(OSError):
-                    await self._send(tunnel_refusal(reason, target))
+            if is_opened:
+                reason = await self._carry_inspected(upstream, attempt, target)
+            else:
+                reason = await self._carry_tunnel(upstream, attempt, target)
+                if isinstance(reason, Refusal):
+                    await self._tell(reason, target)
         except BaseException as exc:
             reason = _word_of(exc)
             raise
         finally:
             upstream.close()
             self._record_close(attempt, reason)
+
+    def _check_inspection(self, target: Authority, *, is_opened: bool) -> Refusal | None:
+        """Return why requests to a host whose requests are judged could not be; None when they can."""
+        if not is_opened or not is_tls_port(self._around.network, target.port):
+            return Refusal("inspection_required", "this host has rules: send plain requests, not a tunnel")
+        inspection = self._around.inspection
+        if inspection is None or not inspection.authority.covers(target.host):
+            return Refusal(
+                "inspection_required", "TLS of this host cannot be opened in this session; start a new one"
+            )
+        return None
+
+    async def _carry_inspected(
+        self, upstream: socket.socket, attempt: Attempt, target: Authority
+    ) -> str | Refusal:
+        hello = await self._judged_hello(attempt, target, is_opened=True)
+        if isinstance(hello, Refusal):
+            await self._tell(hello, target)
+            return hello
+        assert self._around.inspection is not None  # noqa: S101  # _check_inspection
+        return await InspectedTunnel(self._client, upstream, attempt, self._around.inspection).serve(hello)
+
+    async def _tell(self, refusal: Refusal, target: Authority) -> None:
+        with suppress(OSError):
+            await self._send(tunnel_refusal(refusal, target))
 
     async def _carry_tunnel(
         self, upstream: socket.socket, attempt: Attempt, target: Authority
@@ -180,9 +243,12 @@ class Connection:
                 await attempt.traffic.send_up(upstream, first)
         except BudgetSpent:
             return "budget_spent"
-        return await relay(self._client, upstream, attempt.traffic, self._around.limits.idle_seconds)
+        around = self._around
+        return await relay(self._client, upstream, attempt.traffic, around.limits.idle_seconds, around.pipes)
 
-    async def _judged_hello(self, attempt: Attempt, target: Authority) -> bytes | Refusal:
+    async def _judged_hello(
+        self, attempt: Attempt, target: Authority, *, is_opened: bool = False
+    ) -> bytes | Refusal:
         reader = HelloReader()
         data = bytes(self._pending)
         try:
@@ -198,48 +264,36 @@ class Connection:
         if isinstance(hello, Refusal):
             return hello
         attempt.sni = hello.server_name
-        return judge_hello(hello, target.host) or bytes(reader.received)
+        return judge_hello(hello, target.host, is_opened=is_opened) or bytes(reader.received)
 
     async def _serve_forward(self, head: RequestHead, attempt: Attempt) -> bool:
-        request = parse_forward(head)
-        if isinstance(request, Refusal):
-            await self._refuse(attempt, request)
+        asked = parse_forward(head)
+        if isinstance(asked, Refusal):
+            await self._refuse(attempt, asked)
             return False
-        target, attempt.path = request.authority, request.path
+        target = asked.authority
+        attempt.path = self._around.credentials.watch.redactor().clean(asked.path)
         if self._around.network.enforce_tls:
             attempt.target, attempt.rule = target, "network.enforce_tls"
             await self._refuse(attempt, Refusal("tls_required", "use https; plain HTTP is off (enforce_tls)"))
             return False
         decision = self._decide(attempt, target)
-        refusal = _refusal_of(decision) or check_host(head, target, 80) or check_upgrade(head)
-        outgoing, body = b"", None
-        if refusal is None and decision.entry is not None:
-            path = judge_request(decision.entry, head.method, request.path)
-            if isinstance(path, Refusal):
-                refusal = path
-            else:
-                attempt.path = path
-                outgoing = outgoing_head(head, target, path)
-                try:
-                    body = RequestBody(head, outgoing, self._client, self._pending)
-                except ValueError as exc:
-                    refusal = Refusal("bad_request", str(exc))
+        request = self._judge_plain(head, attempt, decision, target, asked.path)
+        refusal = request if isinstance(request, Refusal) else None
         upstream = await self._open_upstream(attempt, decision, target, refusal)
-        if upstream is None or body is None:
+        if upstream is None or isinstance(request, Refusal):
             return False
         reason: str | Refusal = ""
         try:
             outcome = await exchange(
-                self._client,
-                upstream,
-                head,
-                outgoing,
-                body,
+                self._stream,
+                PlainStream(upstream),
+                request,
                 attempt.traffic,
                 self._around.limits.idle_seconds,
             )
             reason = outcome.refusal or outcome.reason
-            if outcome.refusal is not None:
+            if outcome.refusal is not None and not outcome.is_begun:
                 await self._answer(attempt, outcome.refusal)
             return outcome.keeps_client
         except BaseException as exc:
@@ -249,11 +303,41 @@ class Connection:
             upstream.close()
             self._record_close(attempt, reason)
 
+    def _judge_plain(
+        self, head: RequestHead, attempt: Attempt, decision: EgressDecision, target: Authority, path: bytes
+    ) -> Forwarded | Refusal:
+        credentials = self._around.credentials
+        if credentials.for_host(target.host):
+            return Refusal("tls_required", "this host is sent a credential: use https")
+        misuse = credentials.find_misuse(None, head)
+        if misuse == LEAK:
+            attempt.path = None  # it may be spelt in a way that clean() does not know
+        refusal = _refusal_of(decision) or check_host(head, target, 80) or check_upgrade(head) or misuse
+        if refusal is not None or decision.entry is None:
+            return (
+                refusal or _refusal_of(decision) or Refusal("policy_error", "no entry of the policy decided")
+            )
+        judged = judge_request(decision.entry, head.method, path)
+        if isinstance(judged, Refusal):
+            return judged
+        attempt.path = judged
+        outgoing = outgoing_head(head, target, judged)
+        try:
+            body = RequestBody(head, outgoing, self._stream, self._pending, credentials.watch.outbound())
+        except BodyRefused as exc:
+            return exc.refusal
+        return Forwarded(head, outgoing, body, credentials.watch.redactor())
+
     def _decide(self, attempt: Attempt, target: Authority) -> EgressDecision:
+        around = self._around
         attempt.target = target
-        decision = decide_egress(self._around.network, target.host, target.port)
+        attempt.decision = decision = decide_egress(around.network, target.host, target.port)
         attempt.rule = decision.rule
-        attempt.traffic = Traffic(lambda up, down: self._around.account(decision, target, up, down))
+        attempt.traffic = Traffic(
+            lambda up, down: around.account(attempt.decision or decision, target, up, down),
+            lambda: around.allowance(attempt.decision or decision, target),
+        )
+        self._attempt = attempt
         return decision
 
     async def _open_upstream(
@@ -261,11 +345,14 @@ class Connection:
     ) -> socket.socket | None:
         """Resolve, vet, record and dial; None when the request was refused and answered."""
         # A refused name is never looked up: the query itself would carry data out.
+        refusal = refusal or self._spent(decision, target)
         addresses = refusal or await self._vetted_addresses(decision, target)
+        if attempt.is_revoked:
+            addresses = Refusal("policy_changed", "the policy changed meanwhile and allows this no more")
         if isinstance(addresses, Refusal):
             await self._refuse(attempt, addresses)
             return None
-        attempt.address = addresses[0]
+        attempt.address, attempt.candidates = addresses[0], tuple(addresses)
         self._around.record(attempt.opened())
         attempt.is_recorded = True
         failure = Refusal("upstream_unreachable", f"{target.host} does not answer on port {target.port}")
@@ -283,7 +370,18 @@ class Connection:
             await self._answer(attempt, failure)
             return None
         upstream, attempt.address = dialled
+        attempt.candidates = (attempt.address,)
         return upstream
+
+    def _spent(self, decision: EgressDecision, target: Authority) -> Refusal | None:
+        """Refuse what could not carry one byte. Asking for one makes it known that the budget is spent."""
+        around = self._around
+        if around.allowance(decision, target) > 0 or around.account(decision, target, 1, 0):
+            return None
+        return Refusal(
+            "budget_spent",
+            f"this session's bytes for {target.host}, or for all hosts together, are used up (max_bytes)",
+        )
 
     async def _vetted_addresses(self, decision: EgressDecision, target: Authority) -> list[str] | Refusal:
         if is_ip_literal(target.host):
@@ -307,26 +405,6 @@ class Connection:
             else:
                 refused = f"{target.host} resolves to {problem}"
         return vetted or Refusal("address_denied", refused)
-
-    async def _read_head(self) -> RequestHead | Refusal | None:
-        """Return the next head, a refusal, or None when the client closed between requests."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._around.limits.head_seconds):
-                while (end := find_head_end(self._pending)) is None:
-                    data = await loop.sock_recv(self._client, CHUNK_BYTES)
-                    if not data:
-                        return (
-                            Refusal("bad_request", "the request head is cut short") if self._pending else None
-                        )
-                    self._pending += data
-        except TimeoutError:
-            return Refusal("timeout", "no complete request head arrived in time")
-        if isinstance(end, Refusal):
-            return end
-        raw = bytes(self._pending[:end])
-        del self._pending[:end]
-        return parse_head(raw)
 
     def _is_line_too_long(self, refusal: Refusal) -> bool:
         return refusal.reason == "header_too_large" and b"\r\n" not in self._pending
@@ -356,7 +434,7 @@ class Connection:
 
 def _word_of(failure: BaseException) -> str:
     if isinstance(failure, asyncio.CancelledError):
-        return "cancelled"
+        return str(failure.args[0]) if failure.args else "cancelled"
     return "reset" if isinstance(failure, OSError) else "gateway_error"
 
 

@@ -1,37 +1,30 @@
-"""Carry one judged plain-HTTP request to its host and the answer back, both framed anew. D5
+"""Carry one judged request to its host and the answer back, both framed anew. D5
 
-Every request gets an upstream connection of its own, so nothing an upstream sends too much can become
-the answer to the next request. Bodies are parsed by llhttp behind the strict head gate; both must agree.
+The same for plain HTTP and for TLS that the gateway opened. A plain request gets an upstream connection of
+its own; a tunnel's requests share one, which is given up as soon as anything on it is not as it should be.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
-from dataclasses import dataclass
-
-import httptools
+import time
+from dataclasses import dataclass, field, replace
 
 from sandbox.egress.answers import CONTINUE
+from sandbox.egress.bodies import BodyRefused, RequestBody
+from sandbox.egress.leaks import Redactor
 from sandbox.egress.request import MAX_HEAD_BYTES, Field, RequestHead, forwarded_fields
+from sandbox.egress.responses import Response, client_head, head_bytes, is_delimited
+from sandbox.egress.streams import Stream, send_down, send_up
 from sandbox.egress.tunnel import CHUNK_BYTES, BudgetSpent, Traffic
 from sandbox.policy.hosts import Authority, Refusal
 
 _MALFORMED = Refusal("upstream_malformed", "the server's answer is not well-formed HTTP/1.1")
-_NOT_RETURNED = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"content-length",
-        b"upgrade",
-    }
+_UNREADABLE = Refusal(
+    "upstream_malformed",
+    "the server compresses an answer in which a credential would have to be made unreadable",
 )
+SURPLUS = Refusal("upstream_malformed", "the server sent more than its answer")
 
 
 @dataclass(frozen=True)
@@ -41,263 +34,193 @@ class Outcome:
     reason: str
     """``ok``, or the word for the record."""
     refusal: Refusal | None = None
-    """What the client still has to be told; None once an answer has begun."""
+    """Why it failed, when that was somebody's fault; ``is_begun`` tells whether the client can be told."""
+    is_begun: bool = False
+    """An answer has begun: nothing else can be said to the client."""
+    is_silent: bool = False
+    """The upstream closed without a byte: on a connection that was kept, nobody's fault."""
     keeps_client: bool = False
     """True when the client's connection stands cleanly before its next request."""
+    keeps_upstream: bool = False
+    """True when the upstream's connection does."""
+    has_surplus: bool = False
+    """Bytes came behind the answer: nobody can say whose they are."""
+    switched: bytes | None = None
+    """After an agreed websocket: the first bytes of it that came with the answer."""
 
 
-class RequestBody:
-    """A request's body, taken off the client's connection piece by piece."""
+@dataclass(frozen=True)
+class Forwarded:
+    """One request as it goes upstream."""
 
-    def __init__(self, head: RequestHead, outgoing: bytes, client: socket.socket, pending: bytearray) -> None:
-        """Check that llhttp reads the outgoing head as the gate read the incoming one, else ValueError."""
-        self.is_complete = False
-        self.has_surplus = False
-        self._pieces: list[bytes] = []
-        self._in_body = False
-        self._client = client
-        self._pending = pending
-        self._left = head.content_length
-        self._is_chunked = head.is_chunked
-        self._parser = httptools.HttpRequestParser(self)
-        self._feed(outgoing)
-        if self.is_complete != (not head.is_chunked and not head.content_length):
-            raise ValueError("the two parsers disagree on where the request ends")
-
-    async def next_piece(self) -> bytes:
-        """Return the next piece, empty at the end. Raises ValueError when the framing is broken."""
-        while not self._pieces and not self.is_complete:
-            limit = CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left)
-            data = bytes(self._pending[:limit])
-            del self._pending[:limit]
-            if not data and not (data := await asyncio.get_running_loop().sock_recv(self._client, limit)):
-                raise ValueError("the client closed inside its request")
-            if self._left is not None:
-                self._left -= len(data)
-            self._feed(data)
-        return self._pieces.pop(0) if self._pieces else b""
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            # What follows a complete chunked body is not forwarded and not answered, whatever it is.
-            if not self.is_complete:
-                raise ValueError(f"llhttp refuses the request: {exc}") from exc
-            self.has_surplus = True
-
-    def on_message_begin(self) -> None:
-        """Called by the parser; a second time when bytes follow the body."""
-        self.has_surplus = self.has_surplus or self.is_complete
-
-    def on_headers_complete(self) -> None:
-        """Called by the parser: any field from here on is a trailer."""
-        self._in_body = True
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser. A trailer may carry framing or credentials past the gate: refused."""
-        if self._in_body and not self.is_complete:
-            raise ValueError("trailers are not accepted")
-
-    def on_body(self, data: bytes) -> None:
-        """Called by the parser."""
-        if not self.is_complete:
-            self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """Called by the parser."""
-        self.is_complete = True
+    head: RequestHead
+    """As the client sent it."""
+    outgoing: bytes
+    """The head that goes upstream."""
+    body: RequestBody
+    redactor: Redactor = field(default_factory=lambda: Redactor(()))
+    has_credential: bool = False
+    """Its answer must be readable, or it is refused."""
+    websocket_key: bytes | None = None
+    """Given when the request asks for a websocket and may have it."""
 
 
-class _Response:
-    """Collects what llhttp makes of the upstream's bytes. Interim answers (1xx) are dropped."""
+def outgoing_head(
+    head: RequestHead,
+    target: Authority,
+    path: bytes,
+    *,
+    default_port: int = 80,
+    fields: list[Field] | None = None,
+    connection: bytes | None = b"close",
+) -> bytes:
+    """Return the head that goes upstream: the judged path, the canonical host, no hop-by-hop field.
 
-    def __init__(self, *, is_head: bool) -> None:
-        self.fields: list[Field] = []
-        self.status = 0
-        self.phrase = b""
-        self.has_head = False
-        self.is_complete = False
-        self.pieces: list[bytes] = []
-        self._is_head = is_head
-        self._parser = httptools.HttpResponseParser(self)
-
-    def feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            if not self.is_complete:
-                raise ValueError(f"llhttp refuses the answer: {exc}") from exc
-
-    def values(self, name: bytes) -> list[bytes]:
-        return [value for field, value in self.fields if field.lower() == name]
-
-    def on_message_begin(self) -> None:
-        if not self.is_complete:
-            self.fields, self.phrase = [], b""
-
-    def on_status(self, phrase: bytes) -> None:
-        if not self.has_head:
-            self.phrase = phrase
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.has_head:  # trailers are dropped
-            self.fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        if self.is_complete or self.has_head:
-            return
-        self.status = self._parser.get_status_code()
-        if self.status == 101:
-            raise ValueError("the server switches protocols, which was not asked for")
-        self.has_head = self.status >= 200
-        self.is_complete = self.has_head and self._is_head
-
-    def on_body(self, data: bytes) -> None:
-        if not self.is_complete:
-            self.pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        self.is_complete = self.is_complete or self.has_head
-
-
-def outgoing_head(head: RequestHead, target: Authority, path: bytes) -> bytes:
-    """Return the head that goes upstream: the judged path, the canonical host, no hop-by-hop field."""
+    ``fields`` are the forwarded ones, where they are not simply those the client sent.
+    """
     host = f"[{target.host}]" if ":" in target.host else target.host
-    fields = [(b"Host", (host if target.port == 80 else f"{host}:{target.port}").encode("ascii"))]
-    fields += forwarded_fields(head)
+    value = host if target.port == default_port else f"{host}:{target.port}"
+    sent = [(b"Host", value.encode("ascii"))]
+    sent += forwarded_fields(head) if fields is None else fields
     if head.is_chunked:
-        fields.append((b"Transfer-Encoding", b"chunked"))
+        sent.append((b"Transfer-Encoding", b"chunked"))
     elif head.content_length is not None:
-        fields.append((b"Content-Length", b"%d" % head.content_length))
-    fields.append((b"Connection", b"close"))
-    return _head_bytes(head.method.encode("ascii") + b" " + path + b" HTTP/1.1", fields)
+        sent.append((b"Content-Length", b"%d" % head.content_length))
+    if connection is not None:
+        sent.append((b"Connection", connection))
+    return head_bytes(head.method.encode("ascii") + b" " + path + b" HTTP/1.1", sent)
 
 
 async def exchange(
-    client: socket.socket,
-    upstream: socket.socket,
-    head: RequestHead,
-    outgoing: bytes,
-    body: RequestBody,
-    traffic: Traffic,
-    idle_seconds: float,
+    client: Stream, upstream: Stream, request: Forwarded, traffic: Traffic, idle_seconds: float
 ) -> Outcome:
-    """Send the request, return the answer to the client as it comes."""
-    response = _Response(is_head=head.method == "HEAD")
-    sending = asyncio.create_task(_send_request(client, upstream, head, outgoing, body, traffic))
-    receiving = asyncio.create_task(
-        _return_response(client, upstream, head, body, response, traffic, idle_seconds)
-    )
+    """Send the request, return the answer to the client as it comes.
+
+    The exchange ends when no byte has passed in either direction for ``idle_seconds``.
+    """
+    head = request.head
+    response = Response(is_head=head.method == "HEAD", websocket_key=request.websocket_key)
+    sending = asyncio.create_task(_send_request(client, upstream, request, traffic))
+    receiving = asyncio.create_task(_return_response(client, upstream, request, response, traffic))
+    traffic.active_at = time.monotonic()
     try:
         # A server may answer before it has read all (413): the answer ends the exchange either way.
-        await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
-        failure = sending.exception() if sending.done() else None
-        if isinstance(failure, ValueError):
-            return Outcome("bad_request", None if response.has_head else Refusal("bad_request", str(failure)))
-        if isinstance(failure, BudgetSpent):
-            return Outcome("budget_spent")
-        # A reset while sending often means that an answer is waiting to be read.
-        return await receiving
+        waiting = {sending, receiving}
+        while not receiving.done():
+            left = traffic.active_at + idle_seconds - time.monotonic()
+            if left <= 0:
+                return Outcome("timeout", _MALFORMED, is_begun=response.has_head)
+            done, _ = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if sending in done:
+                waiting = {receiving}
+                failure = sending.exception()
+                if isinstance(failure, BodyRefused):
+                    return Outcome(failure.refusal.reason, failure.refusal, is_begun=response.has_head)
+                if isinstance(failure, BudgetSpent):
+                    return Outcome("budget_spent", is_begun=True)
+                if failure is not None and not isinstance(failure, OSError):
+                    raise failure
+                # A reset while sending often means that an answer is waiting to be read.
+        outcome = receiving.result()
+        is_sent = sending.done() and sending.exception() is None
+        # An answer that came before the whole request was sent leaves the rest of it in between.
+        return outcome if is_sent else replace(outcome, keeps_upstream=False)
     finally:
         sending.cancel()
         receiving.cancel()
         await asyncio.gather(sending, receiving, return_exceptions=True)
 
 
-async def _send_request(
-    client: socket.socket,
-    upstream: socket.socket,
-    head: RequestHead,
-    outgoing: bytes,
-    body: RequestBody,
-    traffic: Traffic,
-) -> None:
-    await traffic.send_up(upstream, outgoing)
+async def _send_request(client: Stream, upstream: Stream, request: Forwarded, traffic: Traffic) -> None:
+    head, body = request.head, request.body
+    await send_up(traffic, upstream, request.outgoing)
     if head.minor == 1 and not body.is_complete and b"100-continue" in head.tokens(b"expect"):
-        await traffic.send_down(client, CONTINUE)
+        await send_down(traffic, client, CONTINUE)
     while piece := await body.next_piece():
-        await traffic.send_up(upstream, _chunk(piece) if head.is_chunked else piece)
+        await send_up(traffic, upstream, _chunk(piece) if head.is_chunked else piece)
     if head.is_chunked:
-        await traffic.send_up(upstream, b"0\r\n\r\n")
+        await send_up(traffic, upstream, b"0\r\n\r\n")
 
 
 async def _return_response(
-    client: socket.socket,
-    upstream: socket.socket,
-    head: RequestHead,
-    body: RequestBody,
-    response: _Response,
-    traffic: Traffic,
-    idle_seconds: float,
+    client: Stream, upstream: Stream, request: Forwarded, response: Response, traffic: Traffic
 ) -> Outcome:
-    loop = asyncio.get_running_loop()
+    head, redactor = request.head, request.redactor
     is_head_sent = is_chunked = keeps_client = False
-    head_bytes = 0
+    received = 0
     try:
         while not response.is_complete:
-            async with asyncio.timeout(idle_seconds):
-                data = await loop.sock_recv(upstream, CHUNK_BYTES)
+            data = await upstream.receive(CHUNK_BYTES)
             if not data:
                 break
+            received += len(data)
             response.feed(data)
             if not response.has_head:
-                head_bytes += len(data)
-                if head_bytes > MAX_HEAD_BYTES:
+                if received > MAX_HEAD_BYTES:
                     return Outcome("upstream_malformed", _MALFORMED)
                 continue
             if not is_head_sent:
-                is_delimited, is_chunked, fields = _client_framing(response, head)
-                keeps_client = is_delimited and head.minor == 1 and b"close" not in head.tokens(b"connection")
-                keeps_client = keeps_client and body.is_complete and not body.has_surplus
-                fields.append((b"Connection", b"keep-alive" if keeps_client else b"close"))
-                line = b"HTTP/1.1 %d %s" % (response.status, _printable(response.phrase))
+                if request.has_credential and not response.is_readable:
+                    return Outcome("upstream_malformed", _UNREADABLE)
+                keeps_client = _keeps_client(response, request)
+                text, is_chunked = client_head(response, head, redactor, keeps_client=keeps_client)
                 is_head_sent = True
-                await traffic.send_down(client, _head_bytes(line, fields))
-            while response.pieces:
-                piece = response.pieces.pop(0)
-                await traffic.send_down(client, _chunk(piece) if is_chunked else piece)
+                await send_down(traffic, client, text)
+            await _send_pieces(client, response, redactor, traffic, is_chunked=is_chunked)
     except ValueError:
-        return Outcome("upstream_malformed", None if is_head_sent else _MALFORMED)
+        return Outcome("upstream_malformed", _MALFORMED, is_begun=is_head_sent)
     except BudgetSpent:
-        return Outcome("budget_spent")
-    except OSError as exc:
-        reason = "timeout" if isinstance(exc, TimeoutError) else "reset"
-        return Outcome(reason, None if is_head_sent else _MALFORMED)
+        return Outcome("budget_spent", is_begun=True)
+    except OSError:
+        return Outcome("reset", _MALFORMED, is_begun=is_head_sent, is_silent=not received)
     if not is_head_sent:
-        return Outcome("upstream_malformed", _MALFORMED)
-    if not response.is_complete and (
-        response.values(b"content-length") or response.values(b"transfer-encoding")
-    ):
-        return Outcome("upstream_malformed")  # cut short: the client must see it cut short too
-    if is_chunked:
-        await traffic.send_down(client, b"0\r\n\r\n")
-    return Outcome("ok", keeps_client=keeps_client)
+        return Outcome("upstream_malformed", _MALFORMED, is_silent=not received)
+    if response.is_cut_short:  # the client must see it cut short too
+        return Outcome("upstream_malformed", _MALFORMED, is_begun=True)
+    if response.is_switched:
+        return Outcome("ok", is_begun=True, switched=response.behind)
+    response.pieces.append(redactor.finish())
+    try:
+        await _send_pieces(client, response, redactor, traffic, is_chunked=is_chunked, is_last=True)
+    except BudgetSpent:
+        return Outcome("budget_spent", is_begun=True)
+    return Outcome(
+        "ok",
+        is_begun=True,
+        has_surplus=response.has_surplus,
+        keeps_client=keeps_client,
+        keeps_upstream=response.is_complete and response.keeps_alive and not response.has_surplus,
+    )
 
 
-def _client_framing(response: _Response, head: RequestHead) -> tuple[bool, bool, list[Field]]:
-    """Return whether the client sees the body's end, whether it comes in chunks, and the fields to send."""
-    nominated = {
-        token.strip().lower() for value in response.values(b"connection") for token in value.split(b",")
-    }
-    fields = [field for field in response.fields if field[0].lower() not in _NOT_RETURNED | nominated]
-    lengths = response.values(b"content-length")
-    if head.method == "HEAD" or response.status in (204, 304):
-        return True, False, fields + [(b"Content-Length", length) for length in lengths[:1]]
-    if lengths:
-        return True, False, [*fields, (b"Content-Length", lengths[0])]
-    if head.minor == 1:
-        return True, True, [*fields, (b"Transfer-Encoding", b"chunked")]
-    return False, False, fields
+async def _send_pieces(
+    client: Stream,
+    response: Response,
+    redactor: Redactor,
+    traffic: Traffic,
+    *,
+    is_chunked: bool,
+    is_last: bool = False,
+) -> None:
+    pieces, response.pieces = response.pieces, []
+    for raw in pieces:
+        # The last piece is what the redactor itself held back.
+        if piece := raw if is_last else redactor.feed(raw):
+            await send_down(traffic, client, _chunk(piece) if is_chunked else piece)
+    if is_last and is_chunked:
+        await send_down(traffic, client, b"0\r\n\r\n")
 
 
-def _head_bytes(line: bytes, fields: list[Field]) -> bytes:
-    return line + b"\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in fields) + b"\r\n"
+def _keeps_client(response: Response, request: Forwarded) -> bool:
+    head, body = request.head, request.body
+    return (
+        is_delimited(response, head)
+        and head.minor == 1
+        and b"close" not in head.tokens(b"connection")
+        and body.is_complete
+        and not body.has_surplus
+    )
 
 
 def _chunk(piece: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(piece), piece)
-
-
-def _printable(phrase: bytes) -> bytes:
-    return re.sub(rb"[^ -~]", b"", phrase)

@@ -5,31 +5,57 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 from sandbox.egress.answers import refusal_answer, status_of
 from sandbox.egress.attempt import Attempt, peer_credentials
+from sandbox.egress.authority import SessionAuthority, upstream_context
 from sandbox.egress.connection import (
     Connection,
     GatewayLimits,
     RecordUnavailable,
     Surroundings,
 )
+from sandbox.egress.credentials import Credentials
+from sandbox.egress.door import open_door
+from sandbox.egress.inspect import Inspection
 from sandbox.egress.pace import Pace
+from sandbox.egress.pipes import Pipes
+from sandbox.egress.reload import judge_again, refuse_what_needs_a_new_session
 from sandbox.egress.resolve import Dialer, Resolver, SystemResolver, TcpDialer, own_address_reader
+from sandbox.egress.tunnel import UNLIMITED
 from sandbox.errors import HostError, PolicyError
 from sandbox.events import EgressConnection
-from sandbox.policy.hosts import Authority, EgressDecision, Refusal, invalid_patterns
+from sandbox.policy.hosts import (
+    Authority,
+    EgressDecision,
+    Refusal,
+    decide_egress,
+    inspected_hosts,
+    invalid_patterns,
+    is_denied,
+)
 from sandbox.policy.model import HostEntry, NetworkPolicy
 
-__all__ = ["Gateway", "GatewayLimits"]
+__all__ = ["ByteBudget", "Gateway", "GatewayLimits"]
 
-_BACKLOG = 128
 _MAX_DESTINATIONS = 4096
 _LOG = logging.getLogger(__name__)
+
+
+class ByteBudget(Protocol):
+    """Says how many bytes may pass. Synchronous: between asking and taking, nobody else has a turn."""
+
+    def left(self, host: str, entry: HostEntry) -> int:
+        """Return how many bytes a host may still exchange, both directions, under the entry that lets it."""
+
+    def take(self, host: str, entry: HostEntry, count: int) -> bool:
+        """Count bytes that are about to be sent on; False, and nothing is counted, when they do not fit."""
 
 
 class Gateway:
@@ -51,31 +77,43 @@ class Gateway:
         resolver: Resolver | None = None,
         own_addresses: frozenset[str] | None = None,
         limits: GatewayLimits | None = None,
-        charge: Callable[[str, int], bool] | None = None,
+        budget: ByteBudget | None = None,
         dialer: Dialer | None = None,
+        credentials: Credentials | None = None,
+        upstream_roots: bytes | None = None,
+        session_seconds: float = 86_400,
     ) -> None:
         """Take the policy; nothing is opened yet.
 
         ``record`` is called before what it describes happens; when it raises, that does not happen, and
-        nothing passes any more. ``charge(destination, bytes)`` is called before bytes are sent on; a False
-        ends that connection. ``own_addresses`` of None: asked of the kernel, afresh every second.
-        Raises PolicyError for patterns that mean nothing, HostError for what cannot be enforced yet.
+        nothing passes any more. ``budget`` is asked before bytes are sent on, and again when the policy
+        changes; None: bytes are only counted. ``own_addresses`` of None: asked of the kernel, afresh every
+        second. ``credentials`` are those of ``network.inject``; ``upstream_roots`` (PEM) are trusted besides
+        this host's own when TLS is opened; the session's authority is valid for ``session_seconds``.
+        Raises PolicyError for patterns that mean nothing and for an injection without its value,
+        HostError when the roots cannot be read.
         """
-        if problems := invalid_patterns(network):
-            first = problems[0]
-            raise PolicyError(f"cannot enforce network pattern {first.pattern!r}: {first.message}")
-        _refuse_inspection(network)
+        _refuse_invalid(network)
         self.bytes_by_destination = {}
         self._socket_path = socket_path
         self._record = record
-        self._charge = charge
+        self._budget = budget
+        self._network_at_start = network
         self._limits = limits or GatewayLimits()
         self._resolver = resolver or SystemResolver()
         self._is_record_broken = False
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], Connection] = {}
         numbers = itertools.count(1)
+        self._credentials = credentials or Credentials()
+        self._credentials.check(network)
+        hosts = inspected_hosts(network)
+        self._authority = (
+            SessionAuthority(hosts, now=datetime.now(UTC), lifetime=timedelta(seconds=session_seconds))
+            if hosts
+            else None
+        )
         self._around = Surroundings(
             network=network,
             limits=self._limits,
@@ -84,14 +122,26 @@ class Gateway:
             own_addresses=own_address_reader() if own_addresses is None else lambda: own_addresses,
             record=self._record_first,
             account=self._account,
+            allowance=self._allowance,
             next_number=lambda: next(numbers),
             pace=Pace(self._limits.burst_requests, self._limits.requests_per_second),
+            pipes=Pipes(),
+            credentials=self._credentials,
+            inspection=None,
         )
+        if self._authority is not None:
+            inspection = self._inspection(self._authority, upstream_roots)
+            self._around = replace(self._around, inspection=inspection)
+
+    @property
+    def authority_pem(self) -> bytes | None:
+        """The certificate that clients of inspected hosts must trust; None when nothing is inspected."""
+        return self._authority.certificate_pem if self._authority is not None else None
 
     async def start(self) -> None:
         """Listen. Raises HostError when the socket cannot be made; a path that exists is never replaced."""
         try:
-            self._listener = _bind(self._socket_path)
+            self._listener = open_door(self._socket_path)
         except OSError as exc:
             raise HostError(
                 f"cannot open the egress socket {self._socket_path}: {exc.strerror or exc}; "
@@ -111,6 +161,32 @@ class Gateway:
             listener.close()
             self._socket_path.unlink(missing_ok=True)
         self._resolver.close()
+        self._around.pipes.close()
+
+    def check_reload(self, network: NetworkPolicy) -> None:
+        """Raise PolicyError, with the remedy, when ``reload`` would refuse this policy."""
+        _refuse_invalid(network)
+        refuse_what_needs_a_new_session(self._network_at_start, network)
+
+    def reload(self, network: NetworkPolicy) -> None:
+        """Enforce another policy from now on, as a whole; raise PolicyError and change nothing instead.
+
+        Whatever is under way and would not be allowed just so by the new policy ends: its close event says
+        ``policy_changed``. Never awaits: no decision is taken in between. Budgets are the caller's: the new
+        ones must stand before this is called.
+        """
+        self.check_reload(network)
+        before, self._around.network = self._around.network, network
+
+        def judge(
+            old: EgressDecision, target: Authority, addresses: tuple[str, ...]
+        ) -> EgressDecision | None:
+            new = judge_again(before, network, old, target, addresses)
+            return new if new is not None and self._allowance(new, target) > 0 else None
+
+        for task, connection in self._connections.items():
+            if not connection.review(judge):
+                task.cancel("policy_changed")
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -137,9 +213,10 @@ class Gateway:
         if len(self._connections) >= self._limits.max_connections:
             self._turn_away(client)
             return
-        task = asyncio.create_task(Connection(client, self._around).serve())
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        connection = Connection(client, self._around)
+        task = asyncio.create_task(connection.serve())
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
         # A task that is cancelled before its first step never reaches its own ``finally``.
         task.add_done_callback(lambda _: client.close())
 
@@ -156,6 +233,33 @@ class Gateway:
             except OSError:
                 return
 
+    def _inspection(self, authority: SessionAuthority, roots: bytes | None) -> Inspection:
+        try:
+            upstream_tls = upstream_context(roots)
+        except ValueError as exc:
+            raise HostError(f"cannot verify inspected hosts: {exc}; give PEM certificates") from exc
+        limits, around = self._limits, self._around
+        return Inspection(
+            authority=authority,
+            upstream_tls=upstream_tls,
+            credentials=self._credentials,
+            dialer=around.dialer,
+            decide=self._decide_again,
+            record=self._record_first,
+            turn=around.pace.turn,
+            handshake_seconds=limits.hello_seconds,
+            head_seconds=limits.head_seconds,
+            keep_seconds=limits.keep_seconds,
+            dial_seconds=limits.dial_seconds,
+            idle_seconds=limits.idle_seconds,
+        )
+
+    def _decide_again(self, target: Authority, address: str) -> EgressDecision:
+        network = self._around.network
+        if is_denied(network, address):
+            return EgressDecision("deny", "address_denied", "network.denylist")
+        return decide_egress(network, target.host, target.port)
+
     def _record_first(self, event: EgressConnection) -> None:
         if self._is_record_broken:
             raise RecordUnavailable
@@ -170,7 +274,10 @@ class Gateway:
     def _account(self, decision: EgressDecision, target: Authority, up: int, down: int) -> bool:
         host = f"[{target.host}]" if ":" in target.host else target.host
         destination = f"{host}:{target.port}"
-        if self._charge is not None and not self._charge(destination, up + down):
+        entry = decision.entry
+        if self._budget is not None and (
+            entry is None or not self._budget.take(target.host, entry, up + down)
+        ):
             return False
         counts = self.bytes_by_destination
         if destination not in counts and len(counts) >= _MAX_DESTINATIONS:
@@ -180,37 +287,13 @@ class Gateway:
         counts[destination] = (before[0] + up, before[1] + down)
         return True
 
-
-def _refuse_inspection(network: NetworkPolicy) -> None:
-    """Refuse what needs TLS to be opened: running without it would quietly drop the rule."""
-    remedy = "drop it, or restrict the entry to ports: [80] with enforce_tls: false"
-    for entry in network.allowlist:
-        if (entry.inspect or entry.rules) and _has_tls_port(network, entry):
-            word = "rules" if entry.rules else "inspect: true"
-            raise HostError(f"cannot enforce {word} for {entry.host}: TLS is not inspected yet; {remedy}")
-    for injection in network.inject:
-        raise HostError(
-            f"cannot inject {injection.header} for {injection.host}: TLS is not inspected yet; drop the entry"
-        )
+    def _allowance(self, decision: EgressDecision, target: Authority) -> int:
+        if self._budget is None or decision.entry is None:
+            return UNLIMITED
+        return self._budget.left(target.host, decision.entry)
 
 
-def _has_tls_port(network: NetworkPolicy, entry: HostEntry) -> bool:
-    return network.enforce_tls or any(port != 80 for port in entry.ports)
-
-
-def _bind(path: Path) -> socket.socket:
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        # Socket addresses end at 108 bytes; a session's directory may lie deeper than that.
-        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
-        # Before listen: nobody connects in between. Any uid, since the sandbox has one of its own.
-        os.chmod(path.name, 0o666, dir_fd=directory)  # noqa: S103  # the directory is the wall
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(directory)
-    return listener
+def _refuse_invalid(network: NetworkPolicy) -> None:
+    if problems := invalid_patterns(network):
+        first = problems[0]
+        raise PolicyError(f"cannot enforce network pattern {first.pattern!r}: {first.message}")

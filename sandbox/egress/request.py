@@ -20,6 +20,7 @@ _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])")
 _FIELD_NAME = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _FIELD_VALUE = re.compile(rb"[\t -~\x80-\xff]*")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
+_WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _ROUTING = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _HOP_BY_HOP = frozenset(
     {
@@ -147,6 +148,46 @@ def parse_forward(head: RequestHead) -> ForwardTarget | Refusal:
     if b"#" in path:
         return Refusal("bad_request", "a request target has no fragment")
     return ForwardTarget(target, path if path[:1] == b"/" else b"/" + path)
+
+
+def parse_inner(head: RequestHead, tunnel: Authority) -> bytes | Refusal:
+    """Return the path that a request inside a TLS tunnel asks for: origin form, query included, as sent.
+
+    An absolute target is taken when it names the tunnel's own end; RFC 9112 has servers accept it.
+    """
+    target = head.target
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"https", b"http"):
+        name, slash, path = rest.partition(b"/")
+        authority = parse_authority(name, default_port=443 if scheme.lower() == b"https" else 80)
+        if isinstance(authority, Refusal):
+            return authority
+        if authority != tunnel or scheme.lower() != b"https":
+            return Refusal("host_mismatch", "the request target names another place than the tunnel")
+        target = slash + path or b"/"
+    if head.method == "CONNECT" or not target.startswith(b"/"):
+        return Refusal("bad_request", "the target of a request inside a tunnel is a path: GET /path HTTP/1.1")
+    if b"#" in target:
+        return Refusal("bad_request", "a request target has no fragment")
+    return target
+
+
+def websocket_key(head: RequestHead) -> bytes | Refusal | None:
+    """Return the key of a well-formed websocket request, None when no upgrade is asked, else why not."""
+    asked = head.tokens(b"upgrade")
+    if not asked:
+        return None
+    keys = head.values(b"sec-websocket-key")
+    if not (
+        asked == {b"websocket"}
+        and b"upgrade" in head.tokens(b"connection")
+        and (head.method, head.minor, head.has_body) == ("GET", 1, False)
+        and head.values(b"sec-websocket-version") == (b"13",)
+        and len(keys) == 1
+        and _WEBSOCKET_KEY.fullmatch(keys[0])
+    ):
+        return Refusal("upgrade", "requests after a protocol switch could not be judged; use plain requests")
+    return keys[0]
 
 
 def check_host(head: RequestHead, target: Authority, default_port: int) -> Refusal | None:

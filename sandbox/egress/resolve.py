@@ -159,4 +159,4 @@ def _look_up(host: bytes) -> list[str]:
 
 
 def _same_address(first: str, second: str) -> bool:
-    return ipaddress.ip_address(first) == ipaddress.ip_address(second)
+    return first == second or ipaddress.ip_address(first) == ipaddress.ip_address(second)

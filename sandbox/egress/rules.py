@@ -16,10 +16,17 @@ _PATH = re.compile(rb"/[!-\"$->@-\[\]-~]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 # Decoded or not, servers disagree on these: a separator for one is a letter for the next.
 _AMBIGUOUS = frozenset(b"/\\%?#;") | frozenset(range(0x20)) | {0x7F}
+_NO_WEBSOCKET = Refusal(
+    "upgrade", "what a websocket carries cannot be judged; it needs a rule with websocket: true"
+)
 
 
-def judge_request(entry: HostEntry, method: str, path: bytes) -> bytes | Refusal:
+def judge_request(
+    entry: HostEntry, method: str, path: bytes, *, is_websocket: bool = False
+) -> bytes | Refusal:
     """Return the path to forward, query included, or why the request is refused.
+
+    A request for a websocket needs a rule that says so.
 
     Without rules every method but TRACE passes and the path stays as sent. With rules, a request that
     no rule accepts is refused, and so is a path that servers could read in two ways.
@@ -27,18 +34,21 @@ def judge_request(entry: HostEntry, method: str, path: bytes) -> bytes | Refusal
     if method == "TRACE":
         return Refusal("method_not_allowed", "TRACE would echo what the gateway adds or strips")
     if not entry.rules:
-        return path
-    accepting = [rule for rule in entry.rules if method in rule.methods]
-    if not accepting:
+        return _NO_WEBSOCKET if is_websocket else path
+    on_method = [rule for rule in entry.rules if method in rule.methods]
+    if not on_method:
         allowed = ", ".join(sorted({name for rule in entry.rules for name in rule.methods}))
         return Refusal("method_not_allowed", f"{entry.host} accepts {allowed}")
     bare, mark, query = path.partition(b"?")
     canonical = canonical_path(bare)
     if isinstance(canonical, Refusal):
         return canonical
-    if not any(_glob(rule.path).fullmatch(canonical.decode("ascii")) for rule in accepting):
-        shown = ", ".join(rule.path for rule in accepting)
+    accepting = [rule for rule in on_method if _glob(rule.path).fullmatch(canonical.decode("ascii"))]
+    if not accepting:
+        shown = ", ".join(rule.path for rule in on_method)
         return Refusal("path_not_allowed", f"{method} is allowed on {shown}")
+    if is_websocket and not any(rule.websocket for rule in accepting):
+        return _NO_WEBSOCKET
     return canonical + mark + query
 
 

@@ -15,6 +15,7 @@ MAX_HELLO_BYTES = 16 * 1024
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
+_ALPN = 16
 # Encrypted ClientHello (RFC 9849) and its predecessor: the true name could not be seen.
 _HIDDEN_NAME = frozenset({0xFE0D, 0xFFCE})
 # A hello in records of one byte each, six bytes on the wire for one of the message.
@@ -31,6 +32,8 @@ class ClientHello:
     """Exactly as sent; None when there is no server_name extension."""
     hides_name: bool
     """An ECH extension is present, GREASE included: the two cannot be told apart."""
+    protocols: tuple[bytes, ...] | None = None
+    """What the client would speak (ALPN), best first; None when it does not say."""
 
 
 class HelloReader:
@@ -73,12 +76,16 @@ class HelloReader:
         return _parse_hello(bytes(message[4:])) if len(message) == size else None
 
 
-def judge_hello(hello: ClientHello, host: str) -> Refusal | None:
+def judge_hello(hello: ClientHello, host: str, *, is_opened: bool = False) -> Refusal | None:
     """Return why a hello may not go to a canonical host, or None when it may.
 
-    A literal address cannot be a server name (RFC 6066), so for a listed address none is expected.
+    A literal address cannot be a server name (RFC 6066), so for a listed address none is expected. Where
+    TLS is opened (``is_opened``), a hidden name stays hidden from nobody: this gateway answers for the
+    visible one, and a client that meant another gives up.
     """
-    if hello.hides_name:
+    if is_opened and hello.protocols is not None and b"http/1.1" not in hello.protocols:
+        return Refusal("alpn", f"only http/1.1 can be judged; set inspect: false for {host} to speak another")
+    if hello.hides_name and not is_opened:
         return Refusal("ech_refused", "the hello carries ECH; turn it off in the client")
     if hello.server_name is None:
         if is_ip_literal(host):
@@ -129,9 +136,21 @@ def _parse_hello(body: bytes) -> ClientHello | Refusal:
         if reader.data:
             return _MALFORMED
         name = _server_name(extensions[_SERVER_NAME]) if _SERVER_NAME in extensions else None
+        protocols = _protocols(extensions[_ALPN]) if _ALPN in extensions else None
     except ValueError:
         return _MALFORMED
-    return ClientHello(name, hides_name=not _HIDDEN_NAME.isdisjoint(extensions))
+    return ClientHello(name, hides_name=not _HIDDEN_NAME.isdisjoint(extensions), protocols=protocols)
+
+
+def _protocols(extension: bytes) -> tuple[bytes, ...]:
+    outer = _Reader(extension)
+    names = _Reader(outer.vector(2))
+    found = []
+    while names.data:
+        found.append(names.vector(1))
+    if outer.data or not all(found):
+        raise ValueError("not a list of protocol names")
+    return tuple(found)
 
 
 def _server_name(extension: bytes) -> bytes:

@@ -56,6 +56,9 @@ class Stream(Protocol):
 class GuestChannel:
     """One open guest. Calls may overlap; each may be cancelled. Not for use from several threads."""
 
+    ready: Ready | None = None
+    """What the guest said when it was configured; None before."""
+
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._frames = codec.FrameReader()
@@ -83,6 +86,7 @@ class GuestChannel:
 
         def take(reply: codec.Reply) -> Ready:
             if isinstance(reply, Ready):
+                self.ready = reply
                 return reply
             raise _unexpected(reply, "its configuration")
 

@@ -26,7 +26,8 @@ class Relay:
 class ExecRules:
     """``shell.mode: closed`` for the kernel: absolute paths in the container, links resolved. D6
 
-    A directory stands for everything beneath it. What no list names can be neither read nor run.
+    A directory stands for everything beneath it. What no list names can be neither read nor run; names of
+    files are no secret, so every directory can be listed. A path that is missing stops the guest.
     """
 
     executable: tuple[str, ...]

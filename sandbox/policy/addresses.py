@@ -6,6 +6,7 @@ and metadata addresses, to multicast and to several cloud metadata services, so 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 _Network = IPv4Network | IPv6Network
@@ -106,6 +107,7 @@ def _forms(address: IPv4Address | IPv6Address) -> tuple[IPv4Address | IPv6Addres
     return (address,)
 
 
+@lru_cache(maxsize=1024)  # The same few own addresses, for every connection.
 def _plain(address: str) -> IPv4Address | IPv6Address:
     bare = address.partition("%")[0]
     parsed = IPv6Address(bare) if ":" in bare else IPv4Address(bare)

@@ -49,7 +49,7 @@ def _check_patterns(policy: Policy, position: Position) -> list[Problem]:
         except PolicyError as exc:
             problems.append(Problem(*position(f"filesystem.deny_patterns.{index}"), str(exc)))
     for problem in invalid_patterns(policy.network):
-        where = _network_place(policy.network, problem.pattern)
+        where = problem.place or _network_place(policy.network, problem.pattern)
         problems.append(
             Problem(
                 *position(where), f"{problem.pattern!r} in {where.rstrip('.0123456789')}: {problem.message}"

@@ -14,7 +14,9 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal
 
 from sandbox.errors import PolicyError
+from sandbox.policy.injections import injection_problem
 from sandbox.policy.model import HostEntry, NetworkPolicy
+from sandbox.policy.request_rules import rule_problem
 
 MAX_NAME = 253
 """Characters of a name without its root dot."""
@@ -22,8 +24,6 @@ MAX_NAME = 253
 _LABEL = re.compile(rb"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 _NUMERIC_LABEL = re.compile(rb"[0-9]+|0x[0-9a-f]*")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
-_METHOD = re.compile(r"[A-Z]{1,20}")
 _LOOPBACK_SLOTS = 256 * 254
 
 
@@ -77,6 +77,8 @@ class PatternProblem:
 
     pattern: str
     message: str
+    place: str = ""
+    """Dotted key of the policy, where the pattern alone does not tell."""
 
 
 def parse_authority(raw: bytes, *, default_port: int | None = None) -> Authority | Refusal:
@@ -119,6 +121,11 @@ def canonical_host(raw: bytes) -> str | Refusal:
     return text
 
 
+def canonical_pattern(pattern: str) -> str:
+    """Return the one spelling of a host pattern, stars included; an invalid one comes back as it is."""
+    return _canonical_pattern(pattern)
+
+
 def is_ip_literal(host: str) -> bool:
     """Tell whether a canonical host is an address rather than a name."""
     return ":" in host or _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2].encode()) is not None
@@ -148,20 +155,40 @@ def is_denied(network: NetworkPolicy, host: str) -> bool:
     return any(_matches(pattern, host) for pattern in network.denylist)
 
 
+def is_tls_port(network: NetworkPolicy, port: int) -> bool:
+    """Tell whether tunnels to a port must carry TLS when their host is inspected; else it is plain HTTP."""
+    return network.enforce_tls or port != 80
+
+
+def inspected_hosts(network: NetworkPolicy) -> tuple[str, ...]:
+    """List the canonical names and wildcards whose TLS is opened; empty when none is."""
+    return tuple(
+        _canonical_pattern(entry.host)
+        for entry in network.allowlist
+        if entry.inspect and any(is_tls_port(network, port) for port in entry.ports)
+    )
+
+
 def invalid_patterns(network: NetworkPolicy) -> tuple[PatternProblem, ...]:
     """List what the policy must not say about hosts; empty when every entry can be enforced as written."""
     problems = []
     for entry in network.allowlist:
-        if message := _pattern_problem(entry.host, is_deny=False) or _entry_problem(entry):
+        if message := _pattern_problem(entry.host, is_deny=False) or _entry_problem(network, entry):
             problems.append(PatternProblem(entry.host, message))
     for pattern in network.denylist:
         if message := _pattern_problem(pattern, is_deny=True):
             problems.append(PatternProblem(pattern, message))
     exact = {_canonical_pattern(entry.host): entry for entry in network.allowlist}
-    for injection in network.inject:
-        entry_for = exact.get(_canonical_pattern(injection.host))
-        if message := _injection_problem(entry_for, injection.header, injection.value):
-            problems.append(PatternProblem(injection.host, message))
+    taken = set()
+    for index, injection in enumerate(network.inject):
+        host = _canonical_pattern(injection.host)
+        key = host, injection.header.lower()
+        message = injection_problem(injection, exact.get(host))
+        if not message and key in taken:
+            message = f"inject sets {injection.header} twice"
+        taken.add(key)
+        if message:
+            problems.append(PatternProblem(injection.host, message, f"network.inject.{index}"))
     names = _loopback_names(network)
     if len(names) > _LOOPBACK_SLOTS:
         problems.append(PatternProblem(names[-1], f"more than {_LOOPBACK_SLOTS} exact names; use wildcards"))
@@ -272,28 +299,20 @@ def _literal_problem(host: str) -> str:
     return ""
 
 
-def _entry_problem(entry: HostEntry) -> str:
+def _entry_problem(network: NetworkPolicy, entry: HostEntry) -> str:
     if not entry.ports:
         return "lists no port, so it allows nothing; give ports or leave the key out for 443"
-    if entry.rules and "inspect" in entry.model_fields_set and not entry.inspect:
-        return "has rules but inspect: false; rules need inspect, so drop one of the two"
+    has_tls = any(is_tls_port(network, port) for port in entry.ports)
+    if entry.rules and has_tls and not entry.inspect:
+        return "has rules for TLS that is not opened; add inspect: true, or drop the rules"
+    host = _canonical_pattern(entry.host)
+    if entry.inspect and has_tls and is_ip_literal(host):
+        return "is an address; TLS is inspected by name only"
     for rule in entry.rules:
-        if not rule.methods or not all(_METHOD.fullmatch(method) for method in rule.methods):
-            return "rule methods are upper-case HTTP methods, at least one"
-        if not rule.path.startswith(("/", "**")):
-            return f"rule path {rule.path!r} must start with / (a glob on the whole path)"
-    return ""
-
-
-def _injection_problem(entry: HostEntry | None, header: str, value: str) -> str:
-    if entry is None or entry.host.startswith("*"):
-        return "inject needs an exact host that is on the allowlist"
-    if "inspect" in entry.model_fields_set and not entry.inspect:
-        return "inject needs inspect: a credential cannot be put into TLS that is not opened"
-    if not _HEADER_NAME.fullmatch(header):
-        return f"inject header {header!r} is not a header name"
-    if any(ord(char) < 0x20 or ord(char) > 0x7E for char in value):
-        return "inject value holds a control or non-ASCII character"
+        if message := rule_problem(rule):
+            return message
+        if rule.websocket and not has_tls:
+            return "rule has websocket: true, which is carried over inspected TLS only"
     return ""
 
 

@@ -11,29 +11,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sandbox.policy.commands.programs import (
-    EQUIVALENTS,
     HARMLESS_BUILTINS,
-    LAUNCHERS,
     OTHER_SHELLS,
     REFUSED_BUILTINS,
     SHELLS,
 )
+from sandbox.policy.injections import references
 from sandbox.policy.model import MIB, HostEntry, Policy
 from sandbox.policy.paths import DenyPatterns
+from sandbox.policy.shell_remarks import remark_on_shell
 
 Severity = Literal["error", "warning", "info"]
 
 RULES: dict[str, tuple[Severity, str]] = {
     "allowed-and-blocked": ("error", "a program is both allowed and blocked"),
     "root-hidden": ("error", "a deny pattern hides the whole workspace"),
-    "closed-mode-unavailable": ("error", "shell.mode: closed is not available yet"),
-    "inspect-unavailable": ("info", "inspect, rules or inject are not available yet"),
+    "literal-credential": ("warning", "an injected value stands in the policy itself"),
+    "unbound-key": ("info", "a client's own key for an injected host is let through"),
     "shadowed-pattern": ("warning", "a deny pattern hides nothing that another does not"),
     "shadowed-host": ("warning", "a host entry allows nothing that another does not"),
     "unreachable-host": ("warning", "a host entry is undone by the denylist"),
     "duplicate": ("warning", "the same value is listed twice"),
     "launcher": ("warning", "an allowed program runs others by design while something is blocked"),
     "same-work": ("warning", "an allowed program can do the work of a blocked one"),
+    "unlisted-work": ("warning", "a program of a closed shell can do the work of those that are not listed"),
+    "built-programs-run": ("warning", "a closed shell runs what is built in the workspace"),
+    "unrunnable-path": ("warning", "a listed program of the workspace can never be executed"),
     "docker-without-socket": ("warning", "docker is allowed, but no socket is ever mounted"),
     "plain-http": ("warning", "enforce_tls is off"),
     "wide-wildcard": ("warning", "a host pattern covers names of any depth"),
@@ -82,7 +85,7 @@ def lint_policy(policy: Policy, position: Position | None = None) -> list[Findin
 
 def _remarks(policy: Policy) -> Iterator[_Remark]:
     yield from _programs(policy)
-    yield from _blocks(policy)
+    yield from remark_on_shell(policy.shell)
     yield from _confirmation(policy)
     yield from _files(policy)
     yield from _hosts(policy)
@@ -124,40 +127,6 @@ def _programs(policy: Policy) -> Iterator[_Remark]:
             )
         elif name in HARMLESS_BUILTINS:
             yield "needless-listing", where, f"{name!r} is a harmless shell builtin and needs no listing"
-    if policy.shell.mode == "closed":
-        yield (
-            "closed-mode-unavailable",
-            "shell.mode",
-            ("mode: closed is not available yet and a session with it is refused; use open"),
-        )
-    elif policy.shell.helpers:
-        yield "helpers-unused", "shell.helpers", "helpers have a meaning in mode: closed only"
-
-
-def _blocks(policy: Policy) -> Iterator[_Remark]:
-    allowed, blocked = policy.shell.allowed_binaries, policy.shell.blocked_commands
-    if not blocked:
-        return
-    for index, name in enumerate(allowed):
-        if name in LAUNCHERS and name not in blocked:
-            yield (
-                "launcher",
-                f"shell.allowed_binaries.{index}",
-                (
-                    f"{name!r} runs {LAUNCHERS[name]}, which no command line shows; blocked programs stay "
-                    "unreachable for it too, but their work can be done without them"
-                ),
-            )
-    for index, name in enumerate(blocked):
-        others, work = EQUIVALENTS.get(name, ((), ""))
-        able = [other for other in others if other in allowed and other not in blocked]
-        if able:
-            boundary = "the network policy" if "connections" in work else "the workspace's overlay"
-            yield (
-                "same-work",
-                f"shell.blocked_commands.{index}",
-                (f"{name!r} is blocked, but {', '.join(able[:5])} can {work} too; the wall is {boundary}"),
-            )
 
 
 def _confirmation(policy: Policy) -> Iterator[_Remark]:
@@ -259,19 +228,23 @@ def _hosts(policy: Policy) -> Iterator[_Remark]:
         undone = next((d for d in network.denylist if _pattern_covers(d, entry.host)), None)
         if undone is not None:
             yield "unreachable-host", where, f"{entry.host!r} can never be reached: denylist {undone!r} wins"
-        if entry.inspect or entry.rules:
-            yield (
-                "inspect-unavailable",
-                where,
-                (f"{entry.host!r} asks for inspect or rules: not available yet, a session is refused"),
-            )
     yield from _duplicates("network.denylist", network.denylist)
-    if network.inject:
-        yield (
-            "inspect-unavailable",
-            "network.inject",
-            "inject is not available yet, a session with it is refused",
-        )
+    for index, injection in enumerate(network.inject):
+        where = f"network.inject.{index}"
+        if not any(references(injection.value)):
+            yield (
+                "literal-credential",
+                where,
+                f"{injection.header} for {injection.host!r} is spelt out: whoever reads the policy or its "
+                "record reads it; use ${NAME} or ${file:/path}",
+            )
+        if injection.mode == "replace_placeholder":
+            yield (
+                "unbound-key",
+                where,
+                f"{injection.header} for {injection.host!r} without the placeholder passes as the client "
+                "sent it, with another account's key too; mode replace_always does not let it",
+            )
 
 
 def _covers(wide: HostEntry, narrow: HostEntry) -> bool:

@@ -145,14 +145,17 @@ class ShellPolicy(Section):
     pre_approved: tuple[Text, ...] = ()
     """Command lines that need no confirmation: exact bytes, or a prefix ending in `` *``."""
     mode: Literal["open", "closed"] = "open"
-    """``open``: the tree may run anything in the image but the blocked. ``closed``: only the listed."""
+    """``open``: the tree may run anything in the image but the blocked. ``closed``: only the listed, their
+    helpers, and the shell that runs the command lines."""
     helpers: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
-    """For ``closed``: programs that an allowed binary needs, by binary."""
+    """For ``closed``: programs that an allowed binary needs, by binary: names or absolute paths, where ``*``
+    stands for part of one name. An entry replaces the shipped one of the same binary."""
     workspace_exec: bool = True
     """Whether files in the workspace may be executed."""
-    wrapper: bool = False
-    """Whether ``sh`` and ``bash`` in the container are judged per command line, for an agent that runs
-    inside and starts its own shells. A refusal is guidance on stderr and exit code 126."""
+    agents: tuple[AllowedProgram, ...] = ()
+    """Programs that are agents of their own. Given, ``sh`` and ``bash`` in the container ask before they run
+    anything, and what an agent's shells run is judged line by line like our own agent's lines. A refusal is
+    guidance on stderr and exit code 126."""
 
 
 class RoutingPolicy(Section):
@@ -204,6 +207,10 @@ class Limits(Section):
     """What a session may write to the workspace; then writes fail with ENOSPC and the session ends."""
     workspace_files: Annotated[int, Field(ge=1024)] = 262_144
     """How many files and directories a session may make in the workspace."""
+    workspace_quota: Literal["filesystem", "watched"] = "watched"
+    """The weakest way to hold both that will do. ``filesystem``: the kernel refuses the write, or nothing
+    runs. ``watched``: where the kernel cannot be asked (no root, no loop devices), what is used is measured
+    while the session runs, and the result says so."""
     output_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
     """What is kept of one command's stdout, and as much of its stderr; the rest is counted."""
 

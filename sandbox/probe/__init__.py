@@ -1,1 +1,1 @@
-"""Show whether a policy holds in the container it asks for, and what this host can enforce."""
+"""Show that the sandbox holds: probes derived from a policy, run inside, each with its control."""

@@ -191,7 +191,7 @@ class Ledger:
 
 def encode_line(seq: int, time: datetime, prev: str, event: Event) -> bytes:
     """Return a line's canonical bytes without newline. Raises ValueError when JSON cannot hold the event."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    stamp = time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
     return canonical_json({"event": event.model_dump(mode="json"), "prev": prev, "seq": seq, "time": stamp})
 
 

@@ -29,6 +29,7 @@ from sandbox.events import (
     PolicyReloaded,
     SessionEnded,
     SessionStarted,
+    ShellJudged,
     ToolCall,
     ToolResult,
 )
@@ -87,7 +88,7 @@ class Order:
                 return self._connect(event)
             case ContainerStarted() | ModelFallback() | BreakerTripped() | PhaseStarted() | PatchExported():
                 return None
-            case PolicyReloaded():
+            case PolicyReloaded() | ShellJudged():
                 return None
             case _:
                 assert_never(event)

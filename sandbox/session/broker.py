@@ -39,6 +39,8 @@ from sandbox.session.execs import ExecRecord
 from sandbox.session.recorder import Recorder
 
 TOOL_NAME_CHARS = 80
+NO_SPACE = ("ENOSPC:", "EDQUOT:", "EIO:", "EROFS:")
+"""How an effect that the workspace's disk refused begins."""
 REASON_CHARS = 2_000
 """Longest reason that the model is told; reasons quote what it wrote."""
 
@@ -54,8 +56,14 @@ class Broker:
         recorder: Recorder,
         meter: Meter,
         confirmer: Confirmer,
+        check_disk: Callable[[bool], Awaitable[None]] | None = None,
     ) -> None:
-        """``guest`` waits until the container runs: the first model call need not wait for it. D11"""
+        """``guest`` waits until the container runs: the first model call need not wait for it. D11
+
+        ``check_disk`` is called after each effect, told whether a write failed for want of space; it raises
+        DiskFull. None: nobody counts.
+        """
+        self._check_disk = check_disk
         self._policy = policy
         self._shell = shell
         self._guest = guest
@@ -70,7 +78,7 @@ class Broker:
         ``objection`` is a denial that was found before the policy is asked (the action schema's path
         pattern); it is recorded like every other decision. Raises ToolCallsExhausted when no tool call
         is left, RecordError when it cannot be recorded (nothing was done then), GuestError when the
-        container is gone.
+        container is gone, DiskFull when there is no room for a next one.
         """
         self._charge_tool_call()
         self._recorder.record(
@@ -95,6 +103,8 @@ class Broker:
         execs = self._execs.of_action(action.id)
         result, outcome = await carry_out(guest, action, self._shell, self._policy.limits, execs)
         self._recorder.record(result)
+        if self._check_disk is not None:
+            await self._check_disk(outcome.verdict == "failed" and outcome.content.startswith(NO_SPACE))
         return outcome
 
     def refuse_invalid(self, action_id: str, tool: str, raw: str, problem: str) -> None:

@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox import __version__
+from sandbox.budget import MAX_AMOUNT, WRITTEN_BYTES
 from sandbox.container.patch.changes import Withheld
 from sandbox.container.patch.export import ExportedPatch, export_patch
-from sandbox.container.workspace.prepare import release_workspace
+from sandbox.container.workspace.prepare import find_uncovered, keep_changes, release_workspace
 from sandbox.errors import AgentRunnerError
 from sandbox.events import PatchExported, SessionEnded, excerpt
 from sandbox.policy.paths import DenyPatterns
@@ -79,10 +80,13 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)
+    if session.shells is not None:
+        await attempt("stop judging shells", session.shells.stop)
+    ending = await _count_disk(session, ending)
     # No limit on threads: nobody can stop one, and the next step must not pull the ground from under it.
     patch = await attempt("export the patch", lambda: _export(session), None)
     if problems and not session.directory.patch.exists():
-        problems[-1] += f": {session.directory.changes}"
+        problems[-1] += f": {session.directory.kept}"
     ending = ending.after(problems)
     await attempt("close the record", lambda: _record_end(session, ending))
     ending = ending.after(problems)
@@ -110,8 +114,28 @@ async def _stop_guest(session: OpenSession) -> None:
         await outcome.close()
 
 
+async def _count_disk(session: OpenSession, ending: Ending) -> Ending:
+    """Charge what was written, and see that all of it has reached the disk before it is read as a patch."""
+    disk = session.workspace.disk
+    if disk is None:
+        return ending
+    try:
+        # No limit on the thread, as for the export.
+        usage = await asyncio.to_thread(disk.measure)
+        session.meter.charge({WRITTEN_BYTES: min(usage.written_bytes, MAX_AMOUNT)})
+        await asyncio.to_thread(disk.flush)
+    except OSError as exc:
+        lost = f"the disk beneath the workspace could not take all that was written ({exc.strerror})"
+        session.warnings.append(f"{lost}: files it lost are withheld from the patch")
+        return Ending("disk_full", lost, ending.summary) if ending.status == "completed" else ending
+    return ending
+
+
 async def _export(session: OpenSession) -> ExportedPatch:
     patterns = DenyPatterns(session.plan.policy.filesystem.deny_patterns)
+    session.warnings += await asyncio.to_thread(
+        find_uncovered, session.plan.workspace, patterns, session.directory.path
+    )
     patch = await asyncio.to_thread(
         export_patch, session.directory.path, session.plan.workspace, patterns, session.directory.patch
     )
@@ -174,7 +198,7 @@ def _result(
         actions=fold.actions,
         models=fold.models,
         cost_usd=fold.cost_usd,
-        limits=plan.limits,
+        limits=session.meter.limits,
         spent=fold.ended.spent if fold.ended else session.meter.spent(),
         egress=fold.egress,
         patch=None
@@ -219,9 +243,11 @@ async def _seal(session: OpenSession, result: RunResult) -> None:
 async def _release(session: OpenSession) -> None:
     if not session.directory.patch.exists():
         # Nothing was exported: the work is kept rather than the folder tidy.
-        (session.directory.path / "upper").rename(session.directory.changes)
+        keep_changes(session.directory.path, session.directory.changes, session.directory.changes_image)
     await asyncio.to_thread(release_workspace, session.directory.path)
     shutil.rmtree(session.directory.egress)
+    if session.directory.trust.exists():
+        shutil.rmtree(session.directory.trust)
 
 
 def _text(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sandbox.container.spec import ClosedShell, ContainerSpec, Image
@@ -11,7 +12,8 @@ from sandbox.errors import GuestError
 from sandbox.events import ToolResult, excerpt
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import Command, CommandResult, ExecSeen, FileContent, FileFailed, SpawnFailed
-from sandbox.policy.model import Limits
+from sandbox.policy.commands.line import decide_command
+from sandbox.policy.model import Limits, ShellPolicy
 from sandbox.policy.paths import canonical_path
 from sandbox.session.actions import (
     Action,
@@ -31,6 +33,8 @@ MAX_TEXT_FOR_MODEL = 32_000
 """Characters of one tool result that the model sees; the middle is cut, the ends are kept."""
 MAX_LISTED = 2_000
 MAX_MATCHES = 200
+TICKET = "AGENT_RUNNER_TICKET"
+"""Known to images/guest/wrapper.c too."""
 
 CLOSED_HINT = (
     "shell.mode closed: only the programs of shell.allowed_binaries and their helpers run here; any other, "
@@ -52,11 +56,44 @@ class Shell:
     """Where the refusal program stands in for a blocked one."""
     closed: ClosedShell | None = None
     """Not None: only listed programs and their helpers run."""
+    agents: frozenset[str] = frozenset()
+    """Programs whose own shells are judged line by line."""
+    unwrapped: str = ""
+    """The shell itself, when ``path`` leads to one that asks first. An agent is started by this one: what
+    it starts has no shell above it that was allowed, and is judged in full."""
+    ticket: Callable[[], str] | None = None
+    """Gives a word that lets the asking shell run a line that was judged already."""
+
+    def command(self, line: str) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return arguments and environment that run a line that was allowed."""
+        if self.ticket is None:
+            return (self.path, "-c", line), dict(self.env)
+        if self._starts_agent(line):
+            return (self.unwrapped, "-c", line), dict(self.env)
+        return (self.path, "-c", line), {**self.env, TICKET: self.ticket()}
+
+    def _starts_agent(self, line: str) -> bool:
+        found = decide_command(ShellPolicy(allowed_binaries=tuple(self.agents)), line).commands
+        return any(command.program in self.agents for command in found)
 
 
-def shell_of(image: Image, spec: ContainerSpec) -> Shell:
-    """Return how command lines run in a container made from this image."""
-    return Shell(image.shell, dict(spec.env), image.blocked_paths, image.closed)
+def shell_of(
+    image: Image, spec: ContainerSpec, agents: tuple[str, ...] = (), ticket: Callable[[], str] | None = None
+) -> Shell:
+    """Return how command lines run in a container made from this image.
+
+    ``agents`` and ``ticket`` are for an image whose shells ask before they run anything.
+    """
+    asking = image.asking_shells
+    return Shell(
+        image.shell,
+        dict(spec.env),
+        image.blocked_paths,
+        image.closed,
+        agents=frozenset(agents),
+        unwrapped=asking.original_shell if asking is not None else "",
+        ticket=ticket if asking is not None else None,
+    )
 
 
 async def carry_out(
@@ -83,11 +120,11 @@ async def carry_out(
         case ModifyFile() as operation:
             return await _modify(guest, action.id, operation)
         case RunCommand(command=line, timeout_seconds=asked):
-            argv = (shell.path, "-c", line)
+            argv, env = await asyncio.to_thread(shell.command, line)
             timeout = min(asked or limits.command_seconds, limits.command_seconds)
             command = Command(
                 argv=argv,
-                env=dict(shell.env),
+                env=env,
                 timeout_seconds=timeout,
                 max_output_bytes=limits.output_bytes,
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.container.reaper import claim_session
+from sandbox.container.workspace.quota import find_layers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ class SessionDirectory:
         return self.path / "changes"
 
     @property
+    def changes_image(self) -> Path:
+        """The same where the layers had a filesystem of their own: its image, to be mounted read-only."""
+        return self.path / "changes.img"
+
+    @property
+    def kept(self) -> str:
+        """Say where the changes are that no patch could be made of."""
+        if find_layers(self.path) == self.path:
+            return str(self.changes)
+        how = "mount -o loop,ro,nosuid,nodev,noexec; the changes are in its folder upper"
+        return f"{self.changes_image} ({how})"
+
+    @property
     def egress(self) -> Path:
         """Mounted read-only in the container; holds the gateway's socket."""
         return self.path / "egress"
@@ -53,6 +67,11 @@ class SessionDirectory:
     def egress_socket(self) -> Path:
         """Where the gateway listens."""
         return self.egress / "proxy.sock"
+
+    @property
+    def trust(self) -> Path:
+        """Mounted read-only in the container when something is inspected; root certificates, no keys."""
+        return self.path / "trust"
 
 
 def create_session_directory(state: Path, session_id: str, owner: str) -> SessionDirectory:

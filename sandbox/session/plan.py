@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.budget import MAX_AMOUNT
+from sandbox.egress.credentials import Credentials, resolve_credentials
 from sandbox.egress.indexes import index_environment, resolve_package_indexes
+from sandbox.egress.trust import EXTRA_ROOTS
 from sandbox.errors import PolicyError
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import NetworkPolicy, Policy, RoutingPolicy
+from sandbox.session.egress_bytes import egress_limits
 
 DEFAULT_IMAGE = "agent-runner/base:latest"
 DEFAULT_BUDGET_USD = 5.00
@@ -47,6 +50,10 @@ class RunPlan:
     fallback_model: str | None
     index_env: Mapping[str, str]
     """Variables that point the package clients in the container at this machine's indexes."""
+    extra_roots: Path | None = None
+    """The operator's own root certificates, a PEM file; they are trusted beside this host's. None: none."""
+    credentials: Credentials = field(default_factory=Credentials, repr=False)
+    """The values of ``network.inject``: neither recorded nor digested, and never shown."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -57,15 +64,19 @@ class RunPlan:
             "usd_nano": round(routing.max_budget_usd * NANO),
             "tool_calls": routing.max_tool_calls,
             "wall_ms": self.policy.limits.wall_seconds * 1000,
-        }
+            "written_bytes": self.policy.limits.workspace_bytes,
+        } | egress_limits(self.policy.network)
 
 
 def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
-    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names.
+    ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names;
+    ``environ`` also holds the variables of ``network.inject``, and in ``AGENT_RUNNER_EXTRA_CA_CERTS`` the
+    name of a file with the operator's own root certificates.
     Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
-    UTF-8, and when no model is named anywhere; HostError when a package index cannot be allowed.
+    UTF-8, for a credential without value, and when no model is named anywhere; HostError when a package
+    index cannot be allowed.
     """
     policy = request.loaded.policy
     routing = policy.routing
@@ -87,6 +98,8 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         ("budget limit", budget, NANO),
         ("limit of tool calls", calls, 1),
         ("limits.wall_seconds", policy.limits.wall_seconds, 1000),
+        *(("max_bytes in network", limit, 1) for limit in egress_limits(policy.network).values()),
+        ("limits.workspace_bytes", policy.limits.workspace_bytes, 1),
     ):
         if value * scale > MAX_AMOUNT:
             raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")
@@ -111,6 +124,8 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         model=model,
         fallback_model=effective.routing.fallback_model,
         index_env=index_environment(policy.network.package_indexes, environ, home),
+        extra_roots=Path(environ[EXTRA_ROOTS]).absolute() if environ.get(EXTRA_ROOTS) else None,
+        credentials=resolve_credentials(policy.network, environ),
     )
 
 

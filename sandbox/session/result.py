@@ -25,6 +25,7 @@ from sandbox.events import (
     PolicyReloaded,
     SessionEnded,
     SessionStarted,
+    ShellJudged,
     ToolCall,
     ToolResult,
 )
@@ -223,6 +224,7 @@ class ResultFold:
                 | ModelFallback()
                 | ConfirmationGiven()
                 | PolicyReloaded()
+                | ShellJudged()
                 | PhaseStarted()
             ):
                 pass

@@ -6,21 +6,28 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from sandbox.budget import Meter
+from sandbox.container.gvisor import SILENT_END
 from sandbox.errors import GuestError, HostError, RecordError, RunStopped
 from sandbox.events import BreakerTripped
 from sandbox.session.broker import Broker
 from sandbox.session.closing import Ending, close_session
 from sandbox.session.confirm import Confirmer
+from sandbox.session.disk import DiskGuard
 from sandbox.session.effects import shell_of
 from sandbox.session.opening import Engine, OpenSession, open_session
 from sandbox.session.plan import RunPlan
 from sandbox.session.recorder import Listener, Recorder
+from sandbox.session.reload import reload_policy
 from sandbox.session.result import RunResult, RunStatus
 from sandbox.session.uninterrupted import see_through
+
+KILLED = 128 + 9
+"""The exit code of a container whose process was ended by SIGKILL."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +41,8 @@ class Session:
     broker: Broker
     recorder: Recorder
     meter: Meter
+    reload: Callable[[Callable[[], RunPlan]], Awaitable[str]]
+    """Take a changed policy over, as ``reload.reload_policy`` does."""
 
 
 Work = Callable[[Session], Awaitable[str]]
@@ -56,21 +65,29 @@ async def run_session(
     ``cancelled``. Once it closes, cancelling changes nothing any more.
     """
     opened = await open_session(plan, runtime, state, listeners)
+    disk = DiskGuard(opened.workspace.disk, opened.recorder) if opened.workspace.disk else None
     session = Session(
         id=opened.directory.session_id,
         plan=plan,
         broker=Broker(
             plan.policy,
-            shell_of(opened.image, opened.spec),
+            shell_of(
+                opened.image,
+                opened.spec,
+                opened.plan.policy.shell.agents,
+                opened.shells.ticket if opened.shells is not None else None,
+            ),
             opened.guest,
             opened.recorder,
             opened.meter,
             confirmer,
+            disk.check if disk else None,
         ),
         recorder=opened.recorder,
         meter=opened.meter,
+        reload=partial(reload_policy, opened),
     )
-    ending = await _end_of(opened, session, work)
+    ending = await _end_of(opened, session, disk.guard(work) if disk else work)
     # Whoever cancels now stops nothing: the work is over, and half a closing would leave a container behind.
     result, _ = await see_through(_finish(opened, ending))
     return result
@@ -121,9 +138,20 @@ async def _finish(opened: OpenSession, ending: Ending) -> RunResult:
 async def _explain(opened: OpenSession, ending: Ending) -> Ending:
     """Add what the engine knows: a guest killed for memory only looks like a closed stream from here."""
     reason, state = ending.reason, await opened.state()
-    if state is not None and state.is_oom_killed:
+    if state is None:
+        reason = f"the engine does not answer any more ({reason})"
+    elif state.is_oom_killed:
         limit = opened.spec.memory_bytes // (1024 * 1024)
         reason = f"the container ran out of its {limit} MiB of memory ({reason})"
-    elif state is not None and not state.is_running and state.exit_code is not None:
+    elif opened.spec.runtime == "runsc" and state.exit_code == SILENT_END:
+        reason = (
+            f"gVisor ended the whole sandbox (exit code {SILENT_END}), as it does when its own threads reach "
+            f"the pids limit of {opened.spec.pids}: start fewer processes ({reason})"
+        )
+    elif opened.spec.runtime == "runsc" and state.exit_code == KILLED:
+        # No command can signal PID 1 there. The engine hears of the kernel's kill late, or never.
+        limit = opened.spec.memory_bytes // (1024 * 1024)
+        reason = f"gVisor was killed, as the kernel does at the limit of {limit} MiB of memory ({reason})"
+    elif not state.is_running and state.exit_code is not None:
         reason = f"the container ended with exit code {state.exit_code} ({reason})"
     return replace(ending, reason=reason)

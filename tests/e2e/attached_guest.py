@@ -75,6 +75,7 @@ async def guest_box(
     os.makedirs(workspace, exist_ok=True)  # noqa: PTH103 - a test may block
     os.chown(workspace, UID, UID)
     engine = docker.from_env()
+    arguments = options.pop("entrypoint_args", [])
     volumes = {
         str(BUILD / "guest"): {"bind": "/.agent-runner/guest", "mode": "ro"},
         str(workspace): {"bind": "/workspace", "mode": "rw"},
@@ -92,7 +93,12 @@ async def guest_box(
         "labels": {"agent-runner.test": "guest"},
     } | options
     container = engine.containers.create(
-        IMAGE, entrypoint=["/.agent-runner/guest"], command=[], stdin_open=True, volumes=volumes, **settings
+        IMAGE,
+        entrypoint=["/.agent-runner/guest", *arguments],
+        command=[],
+        stdin_open=True,
+        volumes=volumes,
+        **settings,
     )
     try:
         attached = container.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})

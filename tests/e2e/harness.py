@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,3 +147,28 @@ def mounts_beneath(path: Path) -> list[str]:
     """Mount points of this namespace beneath a path."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line.split()[4] for line in lines if line.split()[4].startswith(f"{path}/")]
+
+
+def loop_devices_of(path: Path) -> list[str]:
+    """Loop devices whose file is, or was, beneath a path."""
+    found = []
+    for device in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # freed just now
+            if device.read_text().startswith(f"{path}/"):
+                found.append(device.parts[3])
+    return found
+
+
+@contextlib.contextmanager
+def kept_changes(session: Path) -> Iterator[Path]:
+    """The upper layer that a session kept because no patch could be made of it."""
+    image = session / "changes.img"
+    if not image.exists():
+        yield session / "changes"
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(["mount", "-o", "loop,ro", str(image), directory], check=True, capture_output=True)
+        try:
+            yield Path(directory) / "upper"
+        finally:
+            subprocess.run(["umount", "-l", directory], check=True, capture_output=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import pytest
 import yaml
 
 from sandbox.egress.gateway import Gateway
-from sandbox.errors import HostError, PolicyError
+from sandbox.errors import PolicyError
 from sandbox.policy.hosts import invalid_patterns
 from tests.egress_world import (
     PUBLIC,
+    REAL,
+    Inner,
     TlsClient,
     World,
     extension,
     in_records,
     network,
+    server_context,
     server_name,
     with_extensions,
     world,
@@ -39,17 +43,6 @@ def _cases() -> list[dict[str, Any]]:
     return yaml.safe_load(FILE.read_text(encoding="utf-8")) if FILE.exists() else []
 
 
-def _needs_inspection(case: dict[str, Any]) -> bool:
-    """True for cases whose policy opens TLS, which this gateway refuses to promise."""
-    policy = case["policy"]
-    entries = [entry for entry in policy.get("allow", []) if isinstance(entry, dict)]
-    is_plain = policy.get("enforce_tls") is False
-    return bool(policy.get("inject")) or any(
-        (entry.get("inspect") or entry.get("rules")) and not (is_plain and entry.get("ports") == [80])
-        for entry in entries
-    )
-
-
 def _policy(case: dict[str, Any]) -> Any:
     policy = dict(case["policy"])
     return network(policy.pop("allow", []), policy.pop("deny", []), **policy)
@@ -59,8 +52,7 @@ def _params(cases: list[dict[str, Any]]) -> list[Any]:
     return [pytest.param(case, id=case["id"]) for case in cases]
 
 
-WIRE = [case for case in _cases() if case["class"] in RUN and not _needs_inspection(case)]
-LATER = [case for case in _cases() if case["class"] in RUN and _needs_inspection(case)]
+WIRE = [case for case in _cases() if case["class"] in RUN]
 CONTROL = [case for case in _cases() if case["class"] == "control"]
 LOADED = [
     case for case in _cases() if case["request"]["kind"] == "load_policy" and "env" not in case["request"]
@@ -90,7 +82,13 @@ async def test_case(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
     own = frozenset(request.get("own", []))
     policy = _policy(case)
     async with world(
-        policy, tmp_path, answers=answers, peer=request.get("peername"), own_addresses=own
+        policy,
+        tmp_path,
+        answers=answers,
+        peer=request.get("peername"),
+        own_addresses=own,
+        origin_tls=origin_tls(request),
+        environ={"GH_TOKEN": REAL},
     ) as here:
         reason, status = await _perform(here, request)
         assert reason == expected["reason"]
@@ -113,6 +111,19 @@ async def test_case(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
         else:
             assert [event.reason for event in here.events if event.verdict == "deny"] == [expected["reason"]]
             await _control(here, policy)
+
+
+def origin_tls(request: dict[str, Any]) -> ssl.SSLContext:
+    match request.get("upstream_cert"), request.get("upstream_tls"):
+        case None, None:
+            return server_context()
+        case "selfsigned", None:
+            return server_context(is_self_signed=True)
+        case str(name), None:
+            return server_context(name)
+        case None, "1.0":
+            return server_context(is_old=True)
+    raise AssertionError(f"unknown origin in {request}")
 
 
 async def _control(here: World, policy: Any) -> None:
@@ -167,7 +178,11 @@ async def _through_inner_relay(here: World, target: str) -> tuple[str, int]:
 async def _tunnel(here: World, request: dict[str, Any]) -> tuple[str, int]:
     client = await here.client()
     connect = f"CONNECT {request['target']} HTTP/1.1\r\nHost: {request['target']}\r\n\r\n".encode()
-    first, tls = _first_bytes(client, request)
+    host = request["target"].rpartition(":")[0]
+    is_opened = here.gateway.authority_pem is not None
+    if request.get("ech"):
+        return await _tunnel_of_a_client_with_ech(here, request["target"])
+    first, tls = _first_bytes(client, request, here.gateway.authority_pem if is_opened else None)
     if request.get("early"):
         await client.send(connect + first)
         answer = await client.answer()
@@ -177,18 +192,58 @@ async def _tunnel(here: World, request: dict[str, Any]) -> tuple[str, int]:
     if answer.status != 200:
         return answer.reason, answer.status
     await client.send(first)
-    if tls is not None:
-        host = request["target"].rpartition(":")[0]
-        assert b"hello" in await tls.get(host)
-        return "ok", 200
-    await client.receive_all()
+    if tls is not None and "alpn" not in request:
+        if not is_opened:
+            assert b"hello" in await tls.get(host)
+            return "ok", 200
+        await tls.shake()
+        inner = Inner(client, tls)
+        await inner.send(f"GET /repos/x HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        answer = await inner.answer()
+        return answer.reason, answer.status
+    told = await client.receive_all()
     event = (await here.closed())[0]
+    if "alpn" in request:
+        assert told == bytes((21, 3, 3, 0, 2, 2, 120))  # no_application_protocol
     assert event.bytes_up == 0
     assert here.tls_origin.received == b""
     return event.reason, 0
 
 
-def _first_bytes(client: Any, request: dict[str, Any]) -> tuple[bytes, TlsClient | None]:
+async def _tunnel_of_a_client_with_ech(here: World, target: str) -> tuple[str, int]:
+    """Let OpenSSL's own client send the extension: it must be in the transcript for the handshake to end."""
+    host = target.rpartition(":")[0]
+    path, trust = here.path.with_name("ech.sock"), here.path.with_name("ca.pem")
+    trust.write_bytes(here.gateway.authority_pem or b"")
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = await here.client()
+        assert (await client.connect(target)).status == 200
+
+        async def up() -> None:
+            while data := await reader.read(65536):
+                await client.send(data)
+
+        going = asyncio.create_task(up())
+        while data := await client.receive():
+            writer.write(data)
+        writer.close()
+        going.cancel()
+
+    async with await asyncio.start_unix_server(carry, path):
+        ask = ["openssl", "s_client", "-unix", path, "-servername", host, "-CAfile", trust]
+        process = await asyncio.create_subprocess_exec(
+            *ask, "-verify_return_error", "-quiet", "-ign_eof", "-serverinfo", str(0xFE0D),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        request = f"GET /repos/x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        async with asyncio.timeout(10):
+            told, _ = await process.communicate(request.encode())
+    head, _, body = told.partition(b"\r\n\r\n")
+    return ("ok" if body == b"hello" else "closed"), int(head.split()[1]) if head else 0
+
+
+def _first_bytes(client: Any, request: dict[str, Any], trust: bytes | None) -> tuple[bytes, TlsClient | None]:
     """Return what to send first, and the TLS client when a handshake can follow it."""
     if request["kind"] == "connect_raw":
         return (request["data"] or "").encode("latin-1"), None
@@ -204,9 +259,9 @@ def _first_bytes(client: Any, request: dict[str, Any]) -> tuple[bytes, TlsClient
         return with_extensions(TlsClient(client, None).hello(), server_name(names.encode())), None
     pad = request.get("pad", 0)
     # ALPN is an honest way to a large hello: the handshake still works.
-    tls = TlsClient(
-        client, names, ["http/1.1", *(f"{at:0>200}" for at in range(pad // 201))][: 1 + pad // 201]
-    )
+    protocols = ["http/1.1", *(f"{at:0>200}" for at in range(pad // 201))][: 1 + pad // 201]
+    protocols = request.get("alpn", protocols)
+    tls = TlsClient(client, names, protocols, trust.decode() if trust else None)
     hello = tls.hello()
     if pad > 16384:
         hello = with_extensions(TlsClient(client, names).hello(), extension(21, bytes(pad)))
@@ -215,12 +270,6 @@ def _first_bytes(client: Any, request: dict[str, Any]) -> tuple[bytes, TlsClient
     hello = hello[: request.get("truncate", len(hello))]
     is_wrong = names not in ("api.example.com",) or "truncate" in request or pad > 16384
     return hello, None if is_wrong else tls
-
-
-@pytest.mark.parametrize("case", _params(LATER))
-def test_a_policy_that_needs_inspection_is_refused_by_name(case: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="not inspected yet"):
-        Gateway(_policy(case), tmp_path / "proxy.sock", lambda event: None)
 
 
 @pytest.mark.parametrize("case", _params(LOADED))
@@ -239,7 +288,6 @@ def test_an_invalid_policy_is_refused_when_it_loads(case: dict[str, Any]) -> Non
 INNER = [case for case in _cases() if case["class"] in ("l7", "l7-path", "smuggling")]
 NOT_PLAIN = {
     "l7-11": "an https target inside a tunnel has no plain counterpart",
-    "smug-24": "llhttp takes any 64-bit size; the body is streamed and framed anew",
 }
 
 

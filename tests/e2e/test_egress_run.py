@@ -18,7 +18,7 @@ import yaml
 import sandbox
 from sandbox.container.docker import DockerRuntime
 from sandbox.egress.gateway import Gateway, GatewayLimits
-from sandbox.events import EgressConnection, Event
+from sandbox.events import BreakerTripped, EgressConnection, Event
 from sandbox.policy.load import load_policy
 from sandbox.provenance.ledger import read_entries
 from sandbox.provenance.verify import verify_session
@@ -250,3 +250,27 @@ def test_no_code_of_the_package_gives_the_gateway_another_dialer() -> None:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Gateway":
                 given |= {keyword.arg for keyword in node.keywords}
     assert not given & {"dialer", "resolver", "own_addresses", None}
+
+
+async def test_a_byte_budget_holds_for_all_connections_together(inside: Inside) -> None:
+    code = (
+        "def one(codes):\n"
+        "    s, c = connect(f'{NAME}:443'); codes.append(c)\n"
+        "    try:\n        tls(s); get(s)\n    except OSError:\n        pass\n"
+        "codes = []; threads = [threading.Thread(target=one, args=(codes,)) for n in range(20)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "say([codes.count('200') > 0, connect(f'{NAME}:443')[1], connect('a.example.com:443')[1]])\n"
+    )
+    limit = 3000
+    ran = await inside(code, allowlist=[{"host": "docs.internal.net", "max_bytes": limit}, "**.example.com"])
+    assert ran.said == [True, "403", "200"]
+    assert "budget_spent" in ran.refusals
+    resource = "egress_bytes:docs.internal.net"
+    assert ran.result.limits[resource] == limit
+    carried = sum(event.bytes_up + event.bytes_down for event in ran.connections if event.phase == "close")
+    assert ran.result.spent[resource] <= limit
+    assert ran.result.spent["egress_bytes"] == carried >= ran.result.spent[resource]
+    assert len(ran.origin.received) <= limit
+    entries = read_entries(Path(ran.result.ledger.path))
+    tripped = [entry.event.breaker for entry in entries if isinstance(entry.event, BreakerTripped)]
+    assert tripped == [resource]

@@ -1,9 +1,9 @@
 """Try, from inside a container, to run a program that the policy does not let run; run by its Python.
 
-Arguments: the target's path in the image; the path of another program, a listed one; a directory on the image's
-own file system; then the bytes of a program and of a library that are not from the image, in base64.
-Prints one line of JSON per attempt: its name, and ``ran`` or what stood in the way. Each attempt has a process
-of its own. Nothing here is trusted: whether it ran is told by what the target itself prints.
+Arguments: the target's path in the image; the path of another program, a listed one; a directory on the
+image's own file system; then the bytes of a program and of a library that no image has, in base64.
+Prints one line of JSON per attempt: its name, and ``ran`` or what stood in the way. Each attempt has a
+process of its own; whether it ran is told by what the target itself prints.
 """
 
 import base64
@@ -19,7 +19,7 @@ PROGRAM, LIBRARY = (base64.b64decode(text) for text in sys.argv[4:6])
 SCRIPT = 'print "attack" . "-ran\\n"'  # in two, so that no message which quotes it looks like its output
 SAY = ["-e", SCRIPT]
 LOADER = "/lib64/ld-linux-x86-64.so.2"
-PLACES = ("/workspace", "/tmp", "/home/agent", "/run", "/var/tmp", "/dev/shm")  # noqa: S108
+PLACES = ("/workspace", "/tmp", "/home/agent", "/run", "/var/tmp", "/dev/shm")
 AT_EMPTY_PATH = 0x1000
 EXECVEAT, MEMFD_CREATE, UNSHARE, MOUNT = 322, 319, 272, 165
 libc = ctypes.CDLL(None, use_errno=True)
@@ -109,7 +109,7 @@ attempt("find -exec")(lambda: os.execvp("find", ["find", "/etc/passwd", "-exec",
 
 @attempt("a git alias")
 def by_git():
-    os.environ["HOME"] = "/tmp"  # noqa: S108
+    os.environ["HOME"] = "/tmp"
     os.execvp("git", ["git", "-c", f"alias.x=!{TARGET} -e '{SCRIPT}'", "x"])
 
 
@@ -142,7 +142,7 @@ for place in PLACES:
     attempt(f"copy in {place}, through the loader")(
         lambda place=place: os.execv(LOADER, [LOADER, write(f"{place}/copy", target_bytes()), *SAY])
     )
-    if place != "/dev/shm":  # noqa: S108  # a mount of its own in any container: there is no control
+    if place != "/dev/shm":  # a mount of its own in any container: there is no control
         attempt(f"hard link in {place}")(
             lambda place=place: (os.link(TARGET, f"{place}/hard"), execute(f"{place}/hard", *SAY))
         )
@@ -199,15 +199,15 @@ def by_mounting():
 
 @attempt("a binfmt handler")
 def by_binfmt():
-    # In a user namespace of its own, where the kernel keeps handlers apart: the machine's own are not touched.
+    # In a user namespace of its own, where the kernel keeps handlers apart: the machine's are not touched.
     uid, gid = os.getuid(), os.getgid()
     syscall(UNSHARE, 0x10000000 | 0x00020000)  # CLONE_NEWUSER, CLONE_NEWNS
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
-    os.makedirs("/tmp/binfmt", exist_ok=True)  # noqa: S108
+    os.makedirs("/tmp/binfmt", exist_ok=True)
     syscall(MOUNT, b"none", b"/tmp/binfmt", b"binfmt_misc", 0, None)
-    with open("/tmp/binfmt/register", "w") as file:  # noqa: S108
+    with open("/tmp/binfmt/register", "w") as file:
         file.write(f":attack:M::#attack::{TARGET}:")
     execute(write("/tmp/handled", f"#attack\n{SCRIPT}\n".encode()))
 

@@ -13,23 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.container.control import held_capabilities
 from sandbox.container.seccomp import load_seccomp
+from sandbox.resources import shipped
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Verdicts = dict[str, tuple[str, str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-# Every capability that engines since 20.10 can name, by its bit.
-CAPABILITIES = (
-    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL"),
-    *("SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST"),
-    *("NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO"),
-    *("SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
-    *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE"),
-    *("AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM"),
-    *("BLOCK_SUSPEND", "AUDIT_READ"),
-)
 
 _tables: list[tuple[Verdicts, Verdicts, Verdicts]] = []
 
@@ -89,12 +79,9 @@ def agent_flags(flags: list[str], agent_profile: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def probe_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image that holds the static probe program and nothing else."""
-    binary = tmp_path_factory.mktemp("probe") / "probe"
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    compiler = ["cc", "-std=gnu11", "-static", "-O1", *warnings, "-pthread"]
-    subprocess.run([*compiler, str(HERE / "probe.c"), "-o", str(binary)], check=True)
+def probe_image() -> Iterator[str]:
+    """An image that holds the self-test's program and nothing else."""
+    binary = shipped("images/guest/build/probe")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(binary, "probe")
@@ -132,8 +119,7 @@ def flags_only(run_container: Run, flags: list[str], probe_image: str) -> Verdic
 def control(run_container: Run, agent: Verdicts, flags_only: Verdicts, probe_image: str) -> Verdicts:
     """A permissive container: what can be proven on this kernel at all."""
     # Not --privileged: it asks for every capability, and an engine that lacks one itself then starts nothing.
-    held = int(_status("CapBnd"), 16)
-    added = [f"--cap-add={name}" for bit, name in enumerate(CAPABILITIES) if held >> bit & 1]
+    added = [f"--cap-add={name}" for name in held_capabilities()]
     opened = [f"--security-opt={option}=unconfined" for option in ("seccomp", "apparmor", "systempaths")]
     verdicts = _probe(run_container, ["--network", "none", *added, *opened], 0, probe_image)
     _tables.append((agent, flags_only, verdicts))
@@ -174,10 +160,3 @@ def _probe(run: Run, options: list[str], uid: int, image: str) -> Verdicts:
     assert done.returncode == 0, f"the probe program did not finish: {done.stderr}"
     lines = [line.split() for line in done.stdout.splitlines()]
     return {name: (verdict, detail) for name, verdict, detail in lines}
-
-
-def _status(field: str) -> str:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return line.split()[1]
-    raise AssertionError(f"no {field} in /proc/self/status")

@@ -1,6 +1,6 @@
 """Every known way to run a program that the policy does not let run, tried from inside. D6
 
-Three kinds of session and a control: a container without any of the protections, where each attempt must work.
+Three kinds of session, and a control: a container without any protection, where each attempt must work.
 """
 
 from __future__ import annotations

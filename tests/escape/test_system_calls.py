@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from sandbox.resources import shipped
+
 pytestmark = pytest.mark.docker
 
-HERE = Path(__file__).resolve().parent
-EXPECTED: dict[str, Any] = yaml.safe_load((HERE / "system_calls.yaml").read_text())
-REFUSED = {name: errno for errno, names in EXPECTED["refused"].items() for name in names}
-OPEN: dict[str, str] = EXPECTED["open"]
+PROBES: dict[str, Any] = yaml.safe_load(shipped("images/probe/probes.yaml").read_text())
+EXPECTED = {name: group["expect"] for group in PROBES["system_calls"] for name in group["probes"]}
+OPEN: dict[str, str] = {name: why for name, why in PROBES["accepted"].items() if name in EXPECTED}
+REFUSED: dict[str, str] = {name: answers[0] for name, answers in EXPECTED.items() if name not in OPEN}
 
 # What Docker's flags leave open and only the profile closes; each one alone is a known road to the kernel.
 ONLY_THE_PROFILE = [

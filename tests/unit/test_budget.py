@@ -324,3 +324,40 @@ class ThreeLevels(RuleBasedStateMachine):
 
 ThreeLevels.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestThreeLevels = ThreeLevels.TestCase
+
+
+def test_spending_counts_everywhere_or_nowhere() -> None:
+    team = Meter({"egress_bytes": 10}, name="team")
+    meter = Meter({"egress_bytes:a.test": 8}, parent=team)
+    assert meter.spend({"egress_bytes": 6, "egress_bytes:a.test": 6}) is None
+    shortfall = meter.spend({"egress_bytes": 3, "egress_bytes:a.test": 3})
+    assert isinstance(shortfall, Shortfall)
+    assert (shortfall.resource, shortfall.limit, shortfall.spent) == ("egress_bytes:a.test", 8, 6)
+    assert isinstance(meter.spend({"egress_bytes": 5}), Shortfall)  # the team's
+    assert meter.spent() == team.spent() == {"egress_bytes": 6, "egress_bytes:a.test": 6}
+
+
+def test_what_is_reserved_by_others_cannot_be_spent() -> None:
+    meter = Meter({"egress_bytes": 10})
+    meter.reserve({"egress_bytes": 6})
+    assert isinstance(meter.spend({"egress_bytes": 5}), Shortfall)
+    assert meter.spend({"egress_bytes": 4}) is None
+
+
+def test_a_limit_can_be_changed_below_what_is_spent() -> None:
+    meter = Meter({"egress_bytes": 10, "tool_calls": 1})
+    meter.spend({"egress_bytes": 9})
+    meter.change_limits({"egress_bytes": 5, "egress_bytes:a.test": 3})
+    assert meter.limits == {"egress_bytes": 5, "egress_bytes:a.test": 3, "tool_calls": 1}
+    assert meter.remaining("egress_bytes") == -4
+    assert isinstance(meter.spend({"egress_bytes": 1}), Shortfall)
+    meter.change_limits({"egress_bytes": None})
+    assert meter.spend({"egress_bytes": 100}) is None
+
+
+@pytest.mark.parametrize("limits", [{"egress": 1}, {"egress_bytes": -1}, {"nothing": None}])
+def test_an_impossible_change_of_limits_changes_nothing(limits: dict[str, int | None]) -> None:
+    meter = Meter({"egress_bytes": 10})
+    with pytest.raises(ValueError, match="cannot count"):
+        meter.change_limits(limits)
+    assert meter.limits == {"egress_bytes": 10}

@@ -59,6 +59,13 @@ def test_what_json_cannot_carry_is_refused(value: object) -> None:
         canonical_json(value)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e9, 1e9) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
 def test_the_largest_integer_is_carried() -> None:
     assert canonical_json([2**53 - 1, -(2**53 - 1)]) == b"[9007199254740991,-9007199254740991]"
 

@@ -1,21 +1,26 @@
 """Apply a session's patch to the user's directory: all of it or nothing, and nothing that runs by itself. D4
 
-git checks and writes, told that there is no repository: paths count from the workspace even when it is
-a folder inside one, and neither the repository's configuration nor the user's plays a part.
+git works on copies, in a folder of its own and told that there is no repository: neither the
+configuration of one nor the user's plays a part, and it never writes beside the user's files. What came of
+it is brought over by ``place``, which follows no link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.container.patch import place
 from sandbox.container.patch.changes import find_obstacle
 from sandbox.container.patch.export import ChangedFile, git_environment, require_git
 from sandbox.container.patch.text import Section, split_patch
-from sandbox.container.workspace.beneath import open_beneath, opened_root
+from sandbox.container.workspace.beneath import opened_root
 from sandbox.digest import Digest, digest_bytes
 from sandbox.errors import WorkspaceError
 
@@ -60,18 +65,21 @@ def apply_patch(
     if not sections:
         return ApplyReport((), is_applied=False)
     try:
-        with opened_root(workspace.resolve(strict=True)) as directory:
-            _check_paths(content, sections, directory)
-            _run_git(directory, content, "--check")
+        with opened_root(workspace.resolve(strict=True)) as directory, _scratch(directory) as copies:
+            _check_paths(content, sections, copies, directory)
+            _refuse_beyond_links(sections, directory)
+            before = {part.path: place.find(directory, part.path) for part in sections}
+            for path, found in before.items():
+                if found is not None:
+                    place.copy(directory, copies, path, found)
+            _give(copies, directory)
+            _run_git(copies, directory, content)
             _check_places(sections, directory)
-            if is_check_only:
-                return ApplyReport(files, is_applied=False)
-            modes = _read_modes(directory, sections)
-            _run_git(directory, content)
-            _restore_modes(directory, modes)
+            if not is_check_only:
+                _bring(sections, copies, directory, before)
     except OSError as exc:
         raise WorkspaceError(f"cannot apply {patch} to {workspace}: {exc.strerror}; is it there?") from exc
-    return ApplyReport(files, is_applied=True)
+    return ApplyReport(files, is_applied=not is_check_only)
 
 
 def _read_patch(patch: Path, digest: Digest) -> bytes:
@@ -99,9 +107,54 @@ def _refuse_hazards(files: tuple[ChangedFile, ...]) -> None:
         )
 
 
-def _check_paths(content: bytes, sections: list[Section], directory: int) -> None:
+@contextlib.contextmanager
+def _scratch(directory: int) -> Iterator[int]:
+    """Hold an empty private folder open for git, which belongs to the workspace's owner."""
+    with tempfile.TemporaryDirectory(prefix="agent-runner-apply-") as path, opened_root(path) as copies:
+        _give(copies, directory)
+        yield copies
+
+
+def _give(copies: int, directory: int) -> None:
+    """Hand the copies over to whom git will run as. Only our own folder, in which nobody else has written."""
+    if (owner := _other_owner(directory)) is None:
+        return
+    os.fchown(copies, *owner)
+    top = f"/proc/self/fd/{copies}"
+    for parent, folders, files in os.walk(os.fsencode(top) + b"/."):
+        for name in (*folders, *files):
+            os.chown(parent + b"/" + name, *owner, follow_symlinks=False)
+
+
+def _other_owner(directory: int) -> tuple[int, int] | None:
+    """Return the workspace's owner and group when we are root and it is not ours; else None."""
+    entry = os.fstat(directory)
+    return (entry.st_uid, entry.st_gid) if os.geteuid() == 0 and entry.st_uid != 0 else None
+
+
+def _bring(
+    sections: list[Section], copies: int, directory: int, before: dict[bytes, place.Found | None]
+) -> None:
+    """Deletions first: a file may give way to a folder of its name."""
+    owner, before, done = _other_owner(directory), dict(before), 0
+    try:
+        for part in sorted(sections, key=lambda part: part.kind != "deleted"):
+            if part.kind == "deleted":
+                place.remove(directory, part.path, before[part.path])
+                before[part.path] = None  # what changes its kind is deleted and added
+            else:
+                place.put(copies, directory, part.path, before[part.path], owner)
+            done += 1
+    except (OSError, WorkspaceError) as exc:
+        reason = str(exc).removeprefix("cannot apply the patch: ")
+        raise WorkspaceError(
+            f"cannot apply the patch: it was not applied in full ({done} of {len(sections)} paths): {reason}"
+        ) from exc
+
+
+def _check_paths(content: bytes, sections: list[Section], copies: int, directory: int) -> None:
     """Make sure that git reads the same paths from the patch as the hazards were judged on."""
-    listed = _run_git(directory, content, "--numstat", "-z")
+    listed = _run_git(copies, directory, content, "--numstat", "-z")
     theirs = {line.split(b"\t", 2)[2] for line in listed.split(b"\0") if line}
     if theirs != {part.path for part in sections}:
         raise WorkspaceError("refusing to apply the patch: git reads other paths from it; export it again")
@@ -118,20 +171,34 @@ def _check_places(sections: list[Section], directory: int) -> None:
             )
 
 
-def _run_git(directory: int, content: bytes, *options: str) -> bytes:
-    owner = os.fstat(directory)
+def _refuse_beyond_links(sections: list[Section], directory: int) -> None:
+    """Name the link: git, who sees copies, could only say that there is no such file."""
+    deleted = {part.path for part in sections if part.kind == "deleted"}
+    folders: set[bytes] = set()
+    for part in sections:
+        above = part.path.split(b"/")[:-1]
+        folders.update(b"/".join(above[:depth]) for depth in range(1, len(above) + 1))
+    for folder in sorted(folders - deleted):
+        found = place.find(directory, folder)
+        if found is not None and stat.S_ISLNK(found.entry.st_mode):
+            raise WorkspaceError(
+                f"refusing to apply the patch: {_show(folder)} is a symbolic link, and the patch changes "
+                "what lies beyond it; put the folder back"
+            )
+
+
+def _run_git(copies: int, directory: int, content: bytes, *options: str) -> bytes:
     as_owner: dict[str, object] = {}
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        # Files made in a user's directory belong to that user, and git does not need to be root.
-        as_owner = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+    if (owner := _other_owner(directory)) is not None:
+        # A patch of a stranger's: git does not need to be root to read it.
+        as_owner = {"user": owner[0], "group": owner[1], "extra_groups": []}
     try:
         done = subprocess.run(
             ["git", "apply", "-p1", "--whitespace=nowarn", *options, "-"],
             input=content,
             capture_output=True,
-            # By descriptor: the directory that was checked is the one that is written.
-            cwd=f"/proc/self/fd/{directory}",
-            pass_fds=(directory,),
+            cwd=f"/proc/self/fd/{copies}",
+            pass_fds=(copies,),
             env=git_environment(_NO_REPOSITORY),
             process_group=0,  # Ctrl-C in the terminal is for us alone
             timeout=_GIT_SECONDS,
@@ -141,48 +208,14 @@ def _run_git(directory: int, content: bytes, *options: str) -> bytes:
     except subprocess.TimeoutExpired as exc:
         raise WorkspaceError(f"cannot apply the patch: git took longer than {_GIT_SECONDS} s") from exc
     if done.returncode != 0:
-        said = [line for line in done.stderr.decode(errors="backslashreplace").splitlines() if line]
-        what = "does not fit" if "--check" in options else "was not applied in full"
+        lines = [line for line in done.stderr.decode(errors="backslashreplace").splitlines() if line]
+        said = _printable("; ".join(lines[:3]) or "git said nothing")
         raise WorkspaceError(
-            f"cannot apply the patch: it {what}: {_printable('; '.join(said[:3]) or 'git said nothing')}; "
+            f"cannot apply the patch: it does not fit: {said}; "
             "were files changed since the session, or was it applied already?"
         )
     out: bytes = done.stdout
     return out
-
-
-def _read_modes(directory: int, sections: list[Section]) -> dict[bytes, int]:
-    """Return the permission bits of regular files that exist before."""
-    modes: dict[bytes, int] = {}
-    for part in sections:
-        try:
-            handle = open_beneath(directory, part.path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
-            continue  # a new file
-        entry = os.fstat(handle)
-        os.close(handle)
-        if stat.S_ISREG(entry.st_mode):
-            modes[part.path] = stat.S_IMODE(entry.st_mode)
-    return modes
-
-
-def _restore_modes(directory: int, modes: dict[bytes, int]) -> None:
-    """git writes 0644 or 0755; a file that was private stays private."""
-    for path, before in modes.items():
-        try:
-            handle = open_beneath(directory, path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
-            continue  # deleted by the patch
-        try:
-            entry = os.fstat(handle)
-            if stat.S_ISREG(entry.st_mode):
-                is_executable = bool(entry.st_mode & 0o100)
-                kept = before & 0o777
-                if is_executable != bool(before & 0o100):
-                    kept = kept | (kept & 0o444) >> 2 if is_executable else kept & ~0o111
-                os.chmod(f"/proc/self/fd/{handle}", kept)
-        finally:
-            os.close(handle)
 
 
 def _show(path: bytes) -> str:

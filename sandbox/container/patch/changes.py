@@ -95,15 +95,18 @@ def find_changes(
     manifest: dict[bytes, bytes],
     patterns: DenyPatterns,
     find_ignored: FindIgnored = lambda _: {},
+    *,
+    may_be_lost: bool = False,
 ) -> Changes:
     """Compare an upper layer with the user's directory; both are open directories.
 
     ``manifest`` maps each path visible at the start to its record; ``find_ignored`` is asked before any
-    content is read, so that build products cannot fill the patch up. Changes of owner, time and extended
-    attributes, folder modes and empty folders are not changes to git. Raises WorkspaceError when the
-    layer was made by a mount that hides content in attributes.
+    content is read, so that build products cannot fill the patch up. ``may_be_lost``: the layer's disk
+    may have failed to take content that was written; each file is asked before it is believed.
+    Changes of owner, time and extended attributes, folder modes and empty folders are not changes to git.
+    Raises WorkspaceError when the layer was made by a mount that hides content in attributes.
     """
-    return _Comparison(upper, workspace, manifest, patterns).run(find_ignored)
+    return _Comparison(upper, workspace, manifest, patterns, may_be_lost).run(find_ignored)
 
 
 def is_refused_by_git(path: bytes) -> bool:
@@ -165,13 +168,19 @@ def _kind(directory: int, path: bytes) -> int | None:
 
 class _Comparison:
     def __init__(
-        self, upper: int, workspace: int, manifest: dict[bytes, bytes], patterns: DenyPatterns
+        self,
+        upper: int,
+        workspace: int,
+        manifest: dict[bytes, bytes],
+        patterns: DenyPatterns,
+        may_be_lost: bool,
     ) -> None:
         self.upper = upper
         self.workspace = workspace
         self.manifest = manifest
         self.ordered = sorted(manifest)
         self.patterns = patterns
+        self.may_be_lost = may_be_lost
         self.result = Changes()
         self.after: dict[bytes, os.stat_result] = {}
         """Files and symlinks of the upper layer."""
@@ -383,6 +392,10 @@ class _Comparison:
         # Through the handle: the file that was judged is the file that is read.
         descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
+            if root == self.upper and self.may_be_lost:
+                # The kernel tells a file's first asker that it could not be written, and then forgets it:
+                # what is read may be zeros by now.
+                os.fsync(descriptor)
             content = file.read(FILE_BYTES_MAX + 1)
         if len(content) > FILE_BYTES_MAX:
             raise _CannotCarry("it grew while it was read")

@@ -20,8 +20,9 @@ from typing import IO
 from sandbox.container.patch.changes import Change, Version, Withheld, find_changes
 from sandbox.container.patch.ignored import find_ignored
 from sandbox.container.patch.text import Kind, Section, split_patch
-from sandbox.container.workspace.beneath import opened, opened_root, remove_beneath
+from sandbox.container.workspace.beneath import opened_root, remove_beneath
 from sandbox.container.workspace.prepare import MANIFEST, PATCH_REPOSITORY, RESERVE, UPPER
+from sandbox.container.workspace.quota import find_layers
 from sandbox.container.workspace.survey import read_manifest
 from sandbox.digest import Digest, digest_bytes
 from sandbox.errors import HostError, StateError, WorkspaceError
@@ -77,10 +78,14 @@ def export_patch(
     try:
         (session_directory / RESERVE).unlink(missing_ok=True)  # kept for this
         with opened_root(workspace.resolve()) as base, opened_root(session_directory) as session:
-            with opened(UPPER.encode(), os.O_DIRECTORY | os.O_RDONLY, directory=session) as upper:
+            # By its path: the layers may be a mount of their own, and only we write in the folder above.
+            layers = find_layers(session_directory)
+            with opened_root(layers / UPPER) as upper:
                 check = functools.partial(_check_ignore, session_directory, session)
                 ignored = functools.partial(find_ignored, base, manifest, check)
-                found = find_changes(upper, base, manifest, patterns, ignored)
+                # A sparse image takes writes that the disk beneath it has no room for.
+                is_image = layers != session_directory
+                found = find_changes(upper, base, manifest, patterns, ignored, may_be_lost=is_image)
             patch = _make_patch(found.changes, session_directory, session)
         _write_private(patch_path, patch)
     except OSError as exc:

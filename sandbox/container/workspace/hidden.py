@@ -64,6 +64,31 @@ def find_hidden(workspace: bytes, patterns: DenyPatterns) -> Hidden:
     return hidden
 
 
+def find_appeared(workspace: bytes, patterns: DenyPatterns, mask: bytes) -> list[bytes]:
+    """Return what a pattern matches now and no whiteout covers: made on the host since, and visible inside.
+
+    What cannot be listed is left out: this is told to the user, nothing hangs on it.
+    """
+    appeared: list[bytes] = []
+    pending = [b""]
+    while pending:
+        parent = pending.pop()
+        prefix = parent + b"/" if parent else b""
+        try:
+            with os.scandir(workspace + b"/" + parent) as listing:
+                entries = list(listing)
+        except OSError:
+            continue
+        found = patterns.match_names(parent, [entry.name for entry in entries])
+        appeared += [prefix + name for name in found if not os.path.lexists(mask + b"/" + prefix + name)]
+        pending += [
+            prefix + entry.name
+            for entry in entries
+            if entry.name not in found and entry.is_dir(follow_symlinks=False)
+        ]
+    return sorted(appeared)
+
+
 def unlistable(path: bytes, exc: OSError) -> WorkspaceError:
     """Say that a folder of the workspace cannot be read."""
     return WorkspaceError(

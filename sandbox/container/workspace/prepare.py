@@ -5,7 +5,8 @@ In the session's directory:
 - ``mask``: a whiteout for every hidden path, beneath copies of the directories that lead there;
 - ``lower``: the user's directory: a symlink to it, or (controller is root) an id-mapped mount of it.
   Either way a plain name: overlay options cannot carry a path with ``:``, ``,`` or a newline;
-- ``upper`` and ``work``: what the session changes; ``base.tree``: what it started from;
+- ``upper`` and ``work``: what the session changes, in ``layers`` when a filesystem of their own bounds
+  them (``layers.img``, see ``quota``); ``base.tree``: what it started from;
 - ``reserve``: space kept for the patch until it is made.
 
 The engine mounts it (``OverlayVolume``). The user's directory is never written to.
@@ -23,9 +24,19 @@ from pathlib import Path
 
 from sandbox.container.spec import OverlayVolume
 from sandbox.container.workspace.beneath import ASIDE_PREFIX, opened, opened_root, remove_beneath
-from sandbox.container.workspace.hidden import Hidden, find_hidden
+from sandbox.container.workspace.hidden import Hidden, find_appeared, find_hidden, show
 from sandbox.container.workspace.idmap import Exchange, mount_exchanged
 from sandbox.container.workspace.mounts import find_filesystem, unmount_beneath
+from sandbox.container.workspace.quota import (
+    IMAGE,
+    LAYERS,
+    Disk,
+    DiskQuota,
+    LayersFilesystem,
+    check_free_space,
+    find_layers,
+    find_obstacle_at_sight,
+)
 from sandbox.container.workspace.survey import BaseTree, Identity, survey_workspace
 from sandbox.container.workspace.upperfs import check_upper_filesystem
 from sandbox.errors import StateError, WorkspaceError
@@ -46,6 +57,9 @@ RESERVE_BYTES = 16 * 1024 * 1024
 # Overlayfs refuses lower layers that compare names in their own way.
 _NEVER_LOWER = frozenset(("vfat", "msdos", "exfat", "ntfs", "ntfs3", "hfs", "hfsplus"))
 
+_SHOWN = 5
+"""Paths named in one warning; the rest is counted."""
+
 _OPTIONS_MAX = 3500
 """Bytes all paths of the mount may take: the kernel reads one page of options."""
 
@@ -63,6 +77,8 @@ class PreparedWorkspace:
     """Hidden paths; a hidden directory counts once."""
     survey: Future[BaseTree]
     """Runs while the engine creates the container."""
+    disk: Disk | None = None
+    """What bounds the layers; None when no quota was asked for."""
 
     def wait_base_tree(self) -> BaseTree:
         """Wait for the survey, write the manifest that ``export_patch`` needs, and return the tree.
@@ -94,16 +110,22 @@ class PreparedWorkspace:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What works differently inside, one line each; waits for the survey."""
-        return self.wait_base_tree().warnings
+        return (*self.wait_base_tree().warnings, *(self.disk.warnings if self.disk else ()))
 
 
 def prepare_workspace(
-    workspace: Path, patterns: DenyPatterns, session_directory: Path, *, uid: int | None = None
+    workspace: Path,
+    patterns: DenyPatterns,
+    session_directory: Path,
+    *,
+    uid: int | None = None,
+    quota: DiskQuota | None = None,
 ) -> PreparedWorkspace:
     """Build everything the overlay needs in ``session_directory``, which is created (0700) if missing.
 
     ``uid`` is the user inside: missing means 10001 for a root controller and the caller's own
-    otherwise, who can have no other. Returns as soon as the engine can mount: the survey of sizes, modes
+    otherwise, who can have no other. ``quota`` bounds what the session writes; None leaves that to the
+    caller. Returns as soon as the engine can mount: the survey of sizes, modes
     and times goes on in a thread that only reads (``wait_base_tree``). Raises WorkspaceError or
     StateError with one line to act on; nothing is left behind then. Release it with
     ``release_workspace``.
@@ -118,7 +140,7 @@ def prepare_workspace(
             "use a new session, or remove this one with agent-runner gc"
         )
     try:
-        return _build(source, hidden, identity, session_directory)
+        return _build(source, hidden, identity, session_directory, quota)
     except OSError as exc:
         release_workspace(session_directory)
         raise StateError(
@@ -143,10 +165,43 @@ def check_workspace(
     return survey_workspace(source, hidden.paths, identity).warnings
 
 
-def describe_workspace(workspace: Path, session_directory: Path) -> tuple[OverlayVolume, int, int]:
+def describe_workspace(
+    workspace: Path, session_directory: Path, quota: DiskQuota | None = None
+) -> tuple[OverlayVolume, int, int]:
     """Return the volume, uid and gid that ``prepare_workspace`` would give; makes nothing."""
     _, identity = _check_places(workspace, session_directory, None)
-    return _volume(session_directory.resolve()), identity.uid, identity.gid
+    session = session_directory.resolve()
+    if quota is None or find_obstacle_at_sight():
+        return _volume(session, session), identity.uid, identity.gid
+    most = Disk(session, quota, "filesystem").most_bytes
+    return _volume(session, session / LAYERS, most), identity.uid, identity.gid
+
+
+def find_uncovered(workspace: Path, patterns: DenyPatterns, session_directory: Path) -> tuple[str, ...]:
+    """Name what patterns match and the mask does not cover: one warning, or nothing. Before the release."""
+    mask = os.fsencode(session_directory.resolve() / _MASK)
+    appeared = find_appeared(os.fsencode(workspace.resolve()), patterns, mask)
+    if not appeared:
+        return ()
+    shown = ", ".join(show(path) for path in appeared[:_SHOWN]) + (" …" if len(appeared) > _SHOWN else "")
+    return (
+        f"{len(appeared)} paths that deny patterns match were made on the host while the session ran, and "
+        f"were visible inside: {shown}",
+    )
+
+
+def keep_changes(session_directory: Path, folder: Path, image: Path) -> None:
+    """Keep a session's changes where the release does not remove them: as ``folder``, else as an ``image``.
+
+    An image is kept whole: copying what a task made could fill the disk, or never end. Raises
+    WorkspaceError or OSError.
+    """
+    session = session_directory.resolve()
+    if find_layers(session) == session:
+        (session / UPPER).rename(folder)
+        return
+    unmount_beneath(os.fsencode(session))  # which writes it out
+    (session / IMAGE).rename(image)
 
 
 def release_workspace(session_directory: Path) -> None:
@@ -178,7 +233,7 @@ def release_workspace(session_directory: Path) -> None:
 
 
 _MASK, _LOWER, _WORK = "mask", "lower", "work"
-_OWNED = (_MASK, UPPER, _WORK, MANIFEST, f"{MANIFEST}.new", PATCH_REPOSITORY, RESERVE)
+_OWNED = (_MASK, UPPER, _WORK, LAYERS, IMAGE, MANIFEST, f"{MANIFEST}.new", PATCH_REPOSITORY, RESERVE)
 """What is removed with all it holds; ``lower`` is not among them."""
 _MARKER = ".agent-runner-workspace"
 """Made first and removed last: what stands beside it under the names above is ours."""
@@ -214,6 +269,7 @@ def _check_places(workspace: Path, session_directory: Path, uid: int | None) -> 
         )
     _check_session_path(session)
     check_upper_filesystem(session)
+    check_free_space(session)
     return os.fsencode(source), _choose_identity(workspace, root, uid)
 
 
@@ -256,23 +312,33 @@ def _create_private(session_directory: Path) -> None:
         ) from exc
 
 
-def _build(source: bytes, hidden: Hidden, identity: Identity, session_directory: Path) -> PreparedWorkspace:
+def _build(
+    source: bytes, hidden: Hidden, identity: Identity, session_directory: Path, quota: DiskQuota | None
+) -> PreparedWorkspace:
     session = session_directory.resolve()
     (session / _MARKER).touch(mode=0o600, exist_ok=False)
     _set_space_aside(session / RESERVE)
-    _make_mask(session / _MASK, hidden, identity)
-    (session / UPPER).mkdir()
-    (session / _WORK).mkdir(mode=0o700)
+    filesystem = LayersFilesystem(session, quota) if quota else None
+    try:
+        _make_mask(session / _MASK, hidden, identity)
+        _make_lower(source, hidden.root, identity, session / _LOWER)
+        disk = filesystem.finish() if filesystem else None
+    finally:
+        if filesystem:
+            filesystem.abandon()
+    layers = disk.layers if disk else session
+    (layers / UPPER).mkdir()
+    (layers / _WORK).mkdir(mode=0o700)
     # The root of the overlay looks like the root of the upper layer.
-    _look_like(session / UPPER, hidden.root, identity)
-    _make_lower(source, hidden.root, identity, session / _LOWER)
+    _look_like(layers / UPPER, hidden.root, identity)
     return PreparedWorkspace(
         session_directory=session,
-        volume=_volume(session),
+        volume=_volume(session, layers, disk.most_bytes if disk else 0),
         uid=identity.uid,
         gid=identity.gid,
         hidden=len(hidden.paths),
         survey=_start_survey(source, hidden, identity),
+        disk=disk,
     )
 
 
@@ -309,15 +375,16 @@ def _write_once(path: Path, content: bytes) -> None:
     os.replace(fresh, path)
 
 
-def _volume(session: Path) -> OverlayVolume:
+def _volume(session: Path, layers: Path, most_bytes: int = 0) -> OverlayVolume:
     return OverlayVolume(
         name=f"agent-runner-{session.name}",
         lower=(str(session / _MASK), str(session / _LOWER)),
-        upper=str(session / UPPER),
-        work=str(session / _WORK),
+        upper=str(layers / UPPER),
+        work=str(layers / _WORK),
         # userxattr keeps overlayfs's marks where an ordinary user can read them when the patch is
         # made, and switches redirects and metadata-only copies off: every change is in plain sight.
         flags=("userxattr", "nosuid", "nodev"),
+        most_bytes=most_bytes,
     )
 
 

@@ -13,8 +13,11 @@ import stat
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
+from sandbox.container.workspace.beneath import opened_root
+from sandbox.container.workspace.casefold import is_casefolded, may_fold
 from sandbox.container.workspace.hidden import and_more, show, unlistable
 from sandbox.container.workspace.idmap import Exchange
+from sandbox.container.workspace.mounts import find_filesystem
 from sandbox.digest import blake3_hex
 from sandbox.errors import WorkspaceError
 
@@ -65,10 +68,12 @@ class BaseTree:
 def survey_workspace(workspace: bytes, hidden: Set[bytes], identity: Identity) -> BaseTree:
     """Walk a resolved, absolute directory, leaving out what is hidden.
 
-    Raises WorkspaceError, naming the first path and the count, for files the sandbox could not read.
+    Raises WorkspaceError, naming the first path and the count, for files the sandbox could not read, and for
+    folders in which the mask of names cannot be relied on.
     """
     walk = _Walk(workspace, hidden, identity)
     walk.run()
+    walk.refuse_folded()
     walk.refuse_unreadable()
     manifest = b"".join(map(walk.records.__getitem__, sorted(walk.records)))
     warnings = (*_link_warnings(walk.leaving), *_git_warnings(workspace), *walk.root_warnings())
@@ -119,6 +124,7 @@ class _Walk:
         self.leaving: list[bytes] = []
         self._unreadable: list[bytes] = []
         self._is_writable = True
+        self._folded: list[bytes] = []
 
     def run(self) -> None:
         records, hidden = self.records, self.hidden
@@ -130,10 +136,14 @@ class _Walk:
         self._is_writable = self.identity.may_write(root)
         if not self.identity.may_read(root):
             self._unreadable.append(b".")
+        with opened_root(self.workspace) as directory:
+            folds = may_fold(find_filesystem(directory))
         while pending:
             parent = pending.pop()
             prefix = parent + b"/" if parent else b""
             try:
+                if folds and is_casefolded(self.workspace + b"/" + parent):
+                    self._folded.append(parent)
                 with os.scandir(self.workspace + b"/" + parent) as listing:
                     for entry in listing:
                         path = prefix + entry.name
@@ -154,6 +164,14 @@ class _Walk:
                 continue  # the user removed it just now: not part of the tree
             except OSError as exc:
                 raise unlistable(self.workspace + b"/" + parent, exc) from exc
+
+    def refuse_folded(self) -> None:
+        if self._folded:
+            raise WorkspaceError(
+                f"cannot use workspace {show(self.workspace)}: {show(min(self._folded) or b'.')} compares "
+                f"names without regard to case{and_more(len(self._folded) - 1)}, and no deny pattern covers "
+                "every spelling there; take that attribute away (chattr -F on an empty folder), or hide it"
+            )
 
     def refuse_unreadable(self) -> None:
         if self._unreadable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 
 def names(text: str) -> frozenset[str]:
@@ -116,20 +117,71 @@ LAUNCHERS: dict[str, str] = {
 }
 """Programs that run others, or any code, by design; and by what."""
 
-EQUIVALENTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "rm": (("git", "find", "python", "python3", "node", "perl", "ruby", "make", "unlink", "rsync", "busybox",
-            "shred", "truncate", "mv", "npm", "cargo"), "remove files"),
-    "curl": (("wget", "git", "python", "python3", "node", "perl", "ruby", "ssh", "nc", "socat", "npm", "pip",
-              "cargo", "openssl", "busybox"), "open connections"),
-    "wget": (("curl", "git", "python", "python3", "node", "perl", "ruby", "ssh", "nc", "socat", "npm", "pip",
-              "cargo", "openssl", "busybox"), "open connections"),
-    "nc": (("socat", "python", "python3", "node", "perl", "ruby", "ssh", "openssl", "busybox", "bash"),
-           "open connections"),
-    "chmod": (("python", "python3", "node", "perl", "ruby", "install", "git", "busybox"),
-              "change permissions"),
-    "sh": (("bash", "dash", "zsh", "make", "npm", "python", "python3", "node", "perl", "busybox"),
-           "run command lines"),
-    "bash": (("sh", "dash", "zsh", "make", "npm", "python", "python3", "node", "perl", "busybox"),
-             "run command lines"),
-}  # fmt: skip
-"""For a blocked program: others that can do the same work, and the work."""
+
+@dataclass(frozen=True)
+class Work:
+    """Something that many programs can do, so that blocking some of them does not keep it from being done."""
+
+    what: str
+    programs: frozenset[str]
+    """Blocking one of these is often meant to keep the work from being done."""
+    able: tuple[str, ...]
+    """All that can do it, the likeliest first; with options, scripts or builtins of their own."""
+    wall: str
+    """What holds against the work itself, whoever does it."""
+
+
+_ANY_CODE = (
+    *("python", "python3", "pytest", "node", "npm", "npx"),
+    *("perl", "ruby", "php", "lua", "java", "deno", "bun"),
+)
+_ANY_BUILD = ("cargo", "go", "gcc", "cc", "rustc")
+
+WORKS: tuple[Work, ...] = (
+    Work(
+        "open connections",
+        names("curl wget nc ncat netcat socat telnet ssh scp sftp ftp rsync aria2c http openssl ping"),
+        (*("curl", "wget", "git"), *_ANY_CODE, "pip", "pip3", *_ANY_BUILD,
+         *("ssh", "scp", "nc", "socat", "openssl", "rsync", "bash", "gawk", "busybox")),
+        "the network policy",
+    ),
+    Work(
+        "remove files",
+        names("rm rmdir unlink shred truncate"),
+        ("git", "find", *_ANY_CODE, "make", *_ANY_BUILD,
+         *("rm", "unlink", "rsync", "busybox", "shred", "truncate", "mv", "sed", "dd", "tar")),
+        "the workspace's overlay",
+    ),
+    Work(
+        "write and replace files",
+        names("cp mv dd install tee ln sed"),
+        ("git", *_ANY_CODE, "make", *_ANY_BUILD,
+         *("cp", "mv", "dd", "install", "tee", "sed", "tar", "sh", "bash")),
+        "the workspace's overlay",
+    ),
+    Work(
+        "change permissions",
+        names("chmod chown chgrp"),
+        (*_ANY_CODE, *_ANY_BUILD, "chmod", "install", "git", "tar", "busybox"),
+        "the workspace's overlay",
+    ),
+    Work(
+        "send signals",
+        names("kill killall pkill"),
+        (*_ANY_CODE, *_ANY_BUILD, "sh", "bash", "dash", "zsh", "busybox", "timeout"),
+        "that a command can signal its own processes only",
+    ),
+    Work(
+        "run command lines",
+        names("sh bash dash ash zsh ksh"),
+        ("sh", "bash", "dash", "zsh", "make", *_ANY_CODE, "git", "busybox"),
+        "what the container may reach at all: its files and the network policy",
+    ),
+    Work(
+        "run any code",
+        names("python python3 perl node ruby php lua gcc cc"),
+        (*_ANY_CODE, *_ANY_BUILD, "sh", "bash", "awk", "gawk"),
+        "what the container may reach at all: its files and the network policy",
+    ),
+)  # fmt: skip
+"""What a block can be meant to prevent, and who else can do it."""

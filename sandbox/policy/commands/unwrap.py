@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sandbox.policy.commands.exec_options import judge_exec_options, judge_make
 from sandbox.policy.commands.git_options import judge_git
+from sandbox.policy.commands.invocation import UnknownOption, read_invocation
 from sandbox.policy.commands.payload import UNKNOWN, Payload, Refused, Unwrapped, Words, dynamic
 from sandbox.policy.commands.programs import LOADER, OTHER_SHELLS, REFUSED_BUILTINS, SHELLS, names
 from sandbox.policy.commands.shell import Assignment, Word
@@ -171,50 +172,22 @@ def _short_cluster(letters: str, spec: _Wrapper) -> int:
 
 def _shell(words: Words) -> Unwrapped:
     """``sh -c TEXT``: the text is parsed. Commands on standard input cannot be seen, so they are refused."""
-    runs_text = False
-    index = 0
-    while index < len(words):
-        word = words[index]
-        if word.text is None:
-            break
-        text = word.text
-        if text in ("--norc", "--noprofile", "--posix"):
-            index += 1
-            continue
-        if text in ("--version", "--help") and len(words) == 1:
+    try:
+        called = read_invocation([word.text for word in words])
+    except UnknownOption as exc:
+        return Refused("shell.wrapper_option", str(exc))
+    match called.kind:
+        case "dynamic":
+            return dynamic(words[called.index])
+        case "text":
+            return Payload(scripts=(words[called.index].text or "",))
+        case "input":
+            return Refused(
+                "shell.dynamic_program",
+                "commands on standard input cannot be judged; give them with -c or as a file",
+            )
+        case "file" | "nothing":
             return Payload()
-        if text == "--":
-            index += 1
-            break
-        if text == "-" or not text.startswith(("-", "+")):
-            break
-        letters = text[1:]
-        if not letters or not set(letters) <= set("ceuxvnfaobhC"):
-            return Refused("shell.wrapper_option", f"the shell option {text!r} is not one that is understood")
-        runs_text = runs_text or (text[0] == "-" and "c" in letters)
-        if "o" in letters:
-            index += 1
-            if index >= len(words) or words[index].text not in ("pipefail", "errexit", "nounset", "xtrace"):
-                return Refused(
-                    "shell.wrapper_option", "only -o pipefail, errexit, nounset and xtrace are known"
-                )
-        index += 1
-    if index >= len(words):
-        return Refused(
-            "shell.dynamic_program",
-            "commands on standard input cannot be judged; give them with -c or as a file",
-        )
-    first = words[index]
-    if first.text is None:
-        return dynamic(first)
-    if runs_text:
-        return Payload(scripts=(first.text,))
-    if first.text in ("-", "") or first.text.startswith(("-", "+", "/dev/", "/proc/")):
-        return Refused(
-            "shell.dynamic_program",
-            "commands on standard input cannot be judged; give them with -c or as a file",
-        )
-    return Payload()
 
 
 def _command(words: Words) -> Unwrapped:

@@ -52,7 +52,7 @@ def test_a_run_without_an_engine_prints_one_document_and_leaves_nothing(tmp_path
     )
     assert ended.returncode == 0, ended.stderr
     rows = json.loads(ended.stdout)["rows"]
-    assert {"record one event", "egress, bulk download"} <= {row["what"] for row in rows}
+    assert {"record one event", "egress, gateway, bulk"} <= {row["what"] for row in rows}
     assert all(row["ours"]["p50"] > 0 and row["peer"]["p50"] > 0 for row in rows)
     assert not list(tmp_path.iterdir())
 

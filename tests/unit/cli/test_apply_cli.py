@@ -289,14 +289,14 @@ def test_a_swap_of_the_workspace_after_the_check_is_not_followed(
     world.record()
     moved, target = tmp_path / "moved", tmp_path / "target"
     shutil.copytree(world.workspace, target)
-    modes: Callable[..., dict[bytes, int]] = applying._read_modes
+    bring: Callable[..., None] = applying._bring
 
-    def swap(*arguments: object) -> dict[bytes, int]:
+    def swap(*arguments: object) -> None:
         world.workspace.rename(moved)
         world.workspace.symlink_to(target)
-        return modes(*arguments)
+        bring(*arguments)
 
-    monkeypatch.setattr(applying, "_read_modes", swap)
+    monkeypatch.setattr(applying, "_bring", swap)
     assert apply("latest").exit_code == 0
     assert (target / "src" / "sum.py").read_text() == "a-b\n"
     assert (moved / "src" / "sum.py").read_text() == "a+b\n"

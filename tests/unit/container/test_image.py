@@ -267,3 +267,29 @@ async def test_a_prepared_image_names_what_to_cover_and_its_shell(tmp_path: Path
     assert await prepare("bash") == ("/bin/sh", "/usr/bin/bash")
     with pytest.raises(ImageError, match="no shell that is not blocked"):
         await prepare("bash", "sh")
+
+
+async def test_a_prepared_image_names_where_it_keeps_the_roots_it_trusts(tmp_path: Path) -> None:
+    tree = (
+        Tree()
+        .file("bin/sh", b"1")
+        .file("etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", b"2", 0o444)
+        .symlink("etc/pki/tls/certs/ca-bundle.crt", "../../ca-trust/extracted/pem/tls-ca-bundle.pem")
+        .file("etc/ssl/certs/some-root.pem", b"3", 0o644)
+        .file("opt/jdk/lib/security/cacerts", b"4", 0o644)
+        .file("opt/cacerts", b"5", 0o644)
+    )
+    source = Source(tree)
+    for _ in range(2):  # read from the image, then from the kept index
+        image = await prepare_image(
+            FakeRuntime({"x": ID}),
+            source,
+            "x",
+            ShellPolicy(),
+            refusal_binary="/refused",
+            state=tmp_path,
+            owner="me",
+        )
+        assert image.bundles == ("/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",)
+        assert image.truststores == ("/opt/jdk/lib/security/cacerts",)
+    assert source.reads == 1

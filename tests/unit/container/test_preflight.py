@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 
+from sandbox.container.gvisor import RUNTIME_ARGS, registration
 from sandbox.container.preflight import check_host
 from sandbox.container.runtime import EngineFacts
 from sandbox.errors import EngineError
-from sandbox.policy.model import HostEntry, Injection, NetworkPolicy, Policy, RequestRule, ShellPolicy
+from sandbox.policy.model import (
+    MIB,
+    Limits,
+    Policy,
+    ShellPolicy,
+)
 
 GOOD = EngineFacts("20.10.24+dfsg1", ("io.containerd.runc.v2", "runc"), True, ())
 
@@ -42,28 +48,6 @@ def test_an_engine_that_lacks_a_control_is_refused(changes: dict[str, Any], word
     [
         (Policy(name="p", runtime="runsc", shell=ShellPolicy(mode="closed")), "mode: closed .* Landlock"),
         (Policy(name="p", runtime="runsc"), "runtime runsc is not registered"),
-        (
-            Policy(name="p", network=NetworkPolicy(allowlist=(HostEntry(host="a.example", inspect=True),))),
-            "a.example: inspect: true is not enforced",
-        ),
-        (
-            Policy(
-                name="p",
-                network=NetworkPolicy(
-                    allowlist=(
-                        HostEntry(host="b.example", rules=(RequestRule(methods=("GET",), path="/**"),)),
-                    )
-                ),
-            ),
-            "b.example: rules is not enforced",
-        ),
-        (
-            Policy(
-                name="p",
-                network=NetworkPolicy(inject=(Injection(host="c.example", header="X", value="v"),)),
-            ),
-            "network.inject c.example",
-        ),
     ],
 )
 def test_what_is_not_enforced_yet_is_refused_not_ignored(policy: Policy, words: str) -> None:
@@ -72,18 +56,46 @@ def test_what_is_not_enforced_yet_is_refused_not_ignored(policy: Policy, words: 
 
 
 def test_all_reasons_are_told_at_once_and_the_first_line_is_short() -> None:
-    injected = Injection(host="c.example", header="X", value="v")
-    policy = Policy(name="strict", network=NetworkPolicy(inject=(injected,)))
+    policy = Policy(name="strict", runtime="runsc")
     with pytest.raises(EngineError) as raised:
         check_host(policy, replace(GOOD, has_seccomp=False, missing_controls=("memory: off",)))
     first, *more = str(raised.value).split("\n")
-    assert first.startswith("cannot run profile strict (3 reasons): seccomp")
+    assert first.startswith("cannot run profile strict (3 reasons): runtime runsc is not registered")
     assert len(more) == 2
-    assert len(first) < 200
+    assert len(first) < 400
 
 
-def test_a_runtime_with_fewer_controls_is_refused_and_says_which() -> None:
-    facts = replace(GOOD, runtimes=("runc", "runsc"))
+GVISOR = replace(GOOD, runtimes=("runc", "runsc"), runtime_args={"runsc": RUNTIME_ARGS})
+
+
+def test_gvisor_passes_with_the_arguments_it_needs() -> None:
+    check_host(Policy(name="p", runtime="runsc"), GVISOR)
+
+
+def test_gvisor_with_other_arguments_is_refused_with_the_line_to_write() -> None:
+    facts = replace(GVISOR, runtime_args={"runsc": ("--platform=kvm", "--network=none", "--host-uds=open")})
     check_host(Policy(name="p"), facts)
-    with pytest.raises(EngineError, match="runsc: gVisor ignores the seccomp profile"):
+    with pytest.raises(EngineError) as raised:
         check_host(Policy(name="p", runtime="runsc"), facts)
+    told = str(raised.value)
+    assert "--oci-seccomp=true is missing" in told
+    assert "--platform=kvm is not one of" in told
+    assert registration() in told
+
+
+def test_an_engine_that_does_not_tell_the_arguments_is_refused() -> None:
+    with pytest.raises(EngineError, match="--oci-seccomp=true is missing"):
+        check_host(Policy(name="p", runtime="runsc"), replace(GVISOR, runtime_args={}))
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (Policy(name="p", runtime="runsc", shell=ShellPolicy(mode="closed")), "needs Landlock"),
+        (Policy(name="p", runtime="runsc", shell=ShellPolicy(workspace_exec=False)), "workspace_exec: false"),
+        (Policy(name="p", runtime="runsc", limits=Limits(memory_bytes=64 * MIB)), "too little for gVisor"),
+    ],
+)
+def test_what_gvisor_cannot_give_is_refused_by_name(policy: Policy, words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        check_host(policy, GVISOR)

@@ -106,9 +106,10 @@ async def test_a_volume_without_its_container_goes_too(tmp_path: Path, dead: str
 
 
 async def test_a_dead_session_keeps_its_record_and_is_marked(tmp_path: Path, dead: str) -> None:
-    files = ("ledger.jsonl", "patch.diff", "mask/", "upper/", "work/", "egress/")
+    files = ("ledger.jsonl", "patch.diff", "mask/", "upper/", "work/", "egress/", "trust/")
     directory = make_session(tmp_path, "s", dead, *files)
     (directory / "egress" / "proxy.sock").touch()
+    (directory / "trust" / "ca-bundle.pem").touch()
     report = await reap(FakeRuntime(), tmp_path, release)
     assert (report.sessions, report.interrupted, report.problems) == (["s"], ["s"], [])
     assert names(directory) == ["interrupted", "ledger.jsonl", "owner", "patch.diff"]

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from sandbox.container.spec import (
+    BUNDLE_VARIABLES,
     EGRESS_DIRECTORY,
     GUEST,
     HOME,
+    TRUST_BUNDLE,
+    TRUST_DIRECTORY,
+    TRUST_STORE,
     Bind,
     ContainerSpec,
     Image,
@@ -166,3 +170,36 @@ def test_the_printed_spec_names_the_profile_by_digest() -> None:
         True,
         ["ALL"],
     )
+
+
+def test_nothing_of_trust_is_set_while_nothing_needs_it() -> None:
+    spec = compiled(Policy(name="p", network=NetworkPolicy(allowlist=(HostEntry(host="a.example"),))))
+    assert not set(dict(spec.env)) & set(BUNDLE_VARIABLES)
+    assert "trustStore" not in dict(spec.env)["JAVA_TOOL_OPTIONS"]
+    assert not [bind for bind in spec.binds if "trust" in bind.target]
+
+
+def test_trust_replaces_the_images_own_roots_read_only() -> None:
+    image = replace(IMAGE, bundles=("/etc/ssl/certs/x.crt",), truststores=("/opt/jdk/lib/security/cacerts",))
+    hidden = replace(image, truststores=("/tmp/jdk/lib/security/cacerts",))
+    assert not [bind for bind in compiled(image=hidden, trust_directory="/t").binds if "jdk" in bind.target]
+    binds = compiled(image=image, trust_directory="/state/trust").binds
+    for bind in (
+        Bind("/state/trust", TRUST_DIRECTORY),
+        Bind("/state/trust/ca-bundle.pem", "/etc/ssl/certs/x.crt"),
+        Bind("/state/trust/truststore.p12", "/opt/jdk/lib/security/cacerts"),
+    ):
+        assert bind in binds and bind.is_read_only
+
+
+def test_every_program_is_told_of_the_bundle_and_java_of_its_store() -> None:
+    policy = Policy(name="p", network=NetworkPolicy(allowlist=(HostEntry(host="a.example"),)))
+    env = dict(compiled(policy, trust_directory="/state/trust").env)
+    assert {env[name] for name in BUNDLE_VARIABLES} == {TRUST_BUNDLE}
+    assert f"-Djavax.net.ssl.trustStore={TRUST_STORE}" in env["JAVA_TOOL_OPTIONS"]
+
+
+def test_the_resolver_file_is_bound_where_one_is_given() -> None:
+    bound = Bind("/shipped/resolv.conf", "/etc/resolv.conf")
+    assert bound in compiled(resolv_conf="/shipped/resolv.conf").binds
+    assert not [bind for bind in compiled().binds if bind.target == "/etc/resolv.conf"]

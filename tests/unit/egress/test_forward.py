@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.egress_world import Client, network, world
+from tests.egress_world import Client, network, wait_until, world
 
 RULES = [{"methods": ["GET", "HEAD"], "path": "/repos/**"}, {"methods": ["POST"], "path": "/in"}]
 POLICY = network(
@@ -112,6 +112,18 @@ async def test_a_broken_chunked_body_never_ends_upstream(body: bytes, tmp_path: 
         client = await here.client()
         assert (await ask(client, data))[0] == "bad_request"
         assert await client.receive() == b""
+        assert not here.plain_origin.requests
+        assert here.denials() == ["bad_request"]
+
+
+async def test_a_chunked_body_that_breaks_later_ends_the_request_it_began(tmp_path: Path) -> None:
+    async with world(POLICY, tmp_path) as here:
+        client = await here.client()
+        await client.send(
+            request("POST http://plain.test/", "Transfer-Encoding: chunked", body=b"1\r\na\r\n")
+        )
+        await wait_until(lambda: b"1\r\na\r\n" in here.plain_origin.received)
+        assert (await ask(client, b"7fffffffffffffff\r\n"))[0] == "bad_request"
         assert not here.plain_origin.requests
         [closed] = await here.closed()
         assert (closed.verdict, closed.reason) == ("deny", "bad_request")

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.budget import Meter
 from sandbox.egress import connection
 from sandbox.egress.gateway import Gateway, GatewayLimits
 from sandbox.errors import HostError, PolicyError
 from sandbox.events import EgressConnection
 from sandbox.policy.hosts import EgressDecision
 from sandbox.policy.model import NetworkPolicy
+from sandbox.session.egress_bytes import EgressBytes
 from tests.egress_world import (
     PUBLIC,
     QUICK,
@@ -379,21 +381,16 @@ async def test_an_idle_tunnel_is_closed(tmp_path: Path) -> None:
 
 
 async def test_a_spent_byte_budget_cuts_the_tunnel_before_the_bytes_leave(tmp_path: Path) -> None:
-    charged: list[tuple[str, int]] = []
-
-    def charge(destination: str, count: int) -> bool:
-        charged.append((destination, count))
-        return count < 1000
-
-    async with world(OPEN, tmp_path, charge=charge) as here:
+    meter = Meter({"egress_bytes": 1000})
+    async with world(OPEN, tmp_path, budget=EgressBytes(meter, lambda event: None)) as here:
         client = await here.client()
         await client.connect("docs.internal.net:443")
         await client.send(b"x" * 2000)
         assert await client.receive_all() == b""
         [closed] = await here.closed()
-        assert (closed.reason, closed.bytes_up) == ("budget_spent", 0)
-        assert charged == [("docs.internal.net:443", 2000)]
-        assert here.tls_origin.received == b""
+        assert (closed.reason, closed.bytes_up) == ("budget_spent", 1000)
+        assert meter.spent()["egress_bytes"] == 1000
+        await wait_until(lambda: len(here.tls_origin.received) == 1000)
 
 
 async def test_proxy_variables_of_this_process_are_ignored(
@@ -424,18 +421,26 @@ async def test_an_existing_path_is_never_replaced(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "policy",
-    [
-        network([{"host": "api.x.test", "inspect": True}]),
-        network([{"host": "api.x.test", "rules": [{"methods": ["GET"], "path": "/**"}]}]),
-        network([{"host": "api.x.test", "ports": [80, 443], "inspect": True}], enforce_tls=False),
-        network(["api.x.test"], inject=[{"host": "api.x.test", "header": "A", "value": "b"}]),
-    ],
-)
-def test_what_needs_inspection_is_refused_by_name(policy: NetworkPolicy, tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"api\.x\.test.*not inspected yet"):
+def test_an_injection_without_its_value_is_refused(tmp_path: Path) -> None:
+    inject = [{"host": "api.x.test", "header": "Authorization", "value": "${TOKEN}"}]
+    policy = network([{"host": "api.x.test", "inspect": True}], inject=inject)
+    with pytest.raises(PolicyError, match=r"Authorization for api\.x\.test.*\$\{TOKEN\}"):
         Gateway(policy, tmp_path / "proxy.sock", lambda event: None)
+
+
+def test_roots_that_are_none_are_refused(tmp_path: Path) -> None:
+    policy = network([{"host": "api.x.test", "inspect": True}])
+    with pytest.raises(HostError, match="root certificates"):
+        Gateway(policy, tmp_path / "proxy.sock", lambda event: None, upstream_roots=b"none")
+
+
+def test_there_is_an_authority_only_where_tls_is_opened(tmp_path: Path) -> None:
+    plain = [{"host": "api.x.test", "inspect": True, "ports": [80]}]
+    path = tmp_path / "proxy.sock"
+    assert Gateway(POLICY, path, lambda event: None).authority_pem is None
+    assert Gateway(network(plain, enforce_tls=False), path, lambda event: None).authority_pem is None
+    opened = Gateway(network(plain), path, lambda event: None).authority_pem
+    assert opened is not None and opened.startswith(b"-----BEGIN CERTIFICATE-----")
 
 
 def test_a_meaningless_pattern_is_refused(tmp_path: Path) -> None:

@@ -211,8 +211,27 @@ def test_entries_are_compared_in_canonical_form() -> None:
         "224.0.0.1",
         {"host": "example.com", "ports": []},
         {"host": "example.com", "inspect": False, "rules": [{"methods": ["GET"], "path": "/"}]},
-        {"host": "example.com", "rules": [{"methods": ["get"], "path": "/"}]},
-        {"host": "example.com", "rules": [{"methods": ["GET"], "path": "repos"}]},
+        {"host": "example.com", "rules": [{"methods": ["GET"], "path": "/"}]},
+        {"host": "10.0.0.1", "inspect": True},
+        *(
+            {"host": "example.com", "inspect": True, "rules": [rule]}
+            for rule in (
+                {"methods": ["get"], "path": "/"},
+                {"methods": [], "path": "/"},
+                {"methods": ["GET", "TRACE"], "path": "/"},
+                {"methods": ["POST"], "path": "/", "websocket": True},
+                {"methods": ["GET"], "path": "repos"},
+                {"methods": ["GET"], "path": "/repos//x"},
+                {"methods": ["GET"], "path": "/repos/../x"},
+                {"methods": ["GET"], "path": "/repos/..;a/x"},
+                {"methods": ["GET"], "path": "/repos/***"},
+                {"methods": ["GET"], "path": "/repos/%61"},
+                {"methods": ["GET"], "path": "/repos/%e4"},
+                {"methods": ["GET"], "path": "/repos/%2F"},
+                {"methods": ["GET"], "path": "/repos?x"},
+                {"methods": ["GET"], "path": "/repos x"},
+            )
+        ),
     ],
 )
 def test_a_pattern_that_cannot_be_enforced_as_written_is_named(entry: Any) -> None:
@@ -222,8 +241,19 @@ def test_a_pattern_that_cannot_be_enforced_as_written_is_named(entry: Any) -> No
 
 
 def test_patterns_in_common_use_are_accepted() -> None:
+    rules = [{"methods": ["GET"], "path": path} for path in ("/", "**", "/a/*/c/", "/a/%E4/**", "/a;v=1")]
+    opened = {"host": "api.test", "inspect": True, "rules": rules}
     policy = network(
-        ["localhost", "docs.internal.net.", "*.x.test", "**.y.test", "10.0.0.1", "fd00::1", "a_b.test"],
+        [
+            opened,
+            "localhost",
+            "docs.internal.net.",
+            "*.x.test",
+            "**.y.test",
+            "10.0.0.1",
+            "fd00::1",
+            "a_b.test",
+        ],
         deny=["**.ru", "10.0.0.2"],
     )
     assert invalid_patterns(policy) == ()
@@ -232,13 +262,44 @@ def test_patterns_in_common_use_are_accepted() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"host": "*.x.test"}, {"host": "other.test"}, {"value": "a\r\nX: b"}, {"header": "X Y"}],
+    [
+        {"host": "*.x.test"},
+        {"host": "other.test"},
+        {"host": "plain.test"},
+        {"value": "a\r\nX: b"},
+        {"value": "Bearer $TOKEN"},
+        {"value": "Bearer ${no-name}"},
+        {"value": " x"},
+        {"header": "X Y"},
+        {"header": "X_Y"},
+        {"header": "Content-length"},
+        {"header": "Transfer-Encoding"},
+        {"header": "host"},
+        {"header": "Connection"},
+        {"header": "Accept-Encoding"},
+        {"header": "Proxy-Authorization"},
+        {"header": "Sec-WebSocket-Key"},
+        {"mode": "replace_placeholder"},
+        {"placeholder": "short"},
+        {"placeholder": "with a blank"},
+    ],
 )
 def test_an_injection_that_cannot_hold_is_named(changes: dict[str, str]) -> None:
     injection = {"host": "api.x.test", "header": "Authorization", "value": "Bearer x"}
-    allowed = ["api.x.test", "*.x.test"]
+    opened = [{"host": host, "inspect": True} for host in ("API.x.test", "*.x.test")]
+    allowed = [*opened, "plain.test"]
     assert invalid_patterns(network(allowed, inject=[injection])) == ()
-    assert invalid_patterns(network(allowed, inject=[injection | changes]))
+    [problem] = invalid_patterns(network(allowed, inject=[injection | changes]))
+    assert problem.place == "network.inject.0"
+
+
+def test_a_header_is_injected_once() -> None:
+    injection = {"host": "api.x.test", "header": "Authorization", "value": "Bearer x"}
+    policy = network(
+        [{"host": "api.x.test", "inspect": True}],
+        inject=[injection, injection | {"header": "X-Key"}, injection | {"header": "authorization"}],
+    )
+    assert [problem.place for problem in invalid_patterns(policy)] == ["network.inject.2"]
 
 
 def test_every_exact_name_has_a_loopback_address_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from sandbox.policy.load import load_policy
 from sandbox.policy.model import (
     FilesystemPolicy,
     HostEntry,
+    Injection,
     Limits,
     NetworkPolicy,
     Policy,
     PolicyTest,
-    RequestRule,
     RoutingPolicy,
     ShellPolicy,
 )
@@ -51,16 +52,40 @@ def _files(*patterns: str) -> Policy:
     return _with(filesystem=FilesystemPolicy(deny_patterns=("**/.env*", *patterns)))
 
 
-RULE_ENTRY = HostEntry(host="a.test", rules=(RequestRule(methods=("GET",), path="/**"),))
+INSPECTED = (HostEntry(host="a.test", inspect=True),)
+
+
+def _inject(**fields: Any) -> Policy:
+    injection = {"host": "a.test", "header": "X-Key", "value": "${KEY}", **fields}
+    return _network(allowlist=INSPECTED, inject=(Injection(**injection),))
+
 
 TRIPPED = [
     ("allowed-and-blocked", "shell.allowed_binaries.1", _shell(blocked_commands=("cat",))),
     ("root-hidden", "filesystem.deny_patterns.1", _files("**")),
     ("root-hidden", "filesystem.deny_patterns.1", _files("**/*")),
     ("root-hidden", "filesystem.deny_patterns.1", _files("*")),
-    ("closed-mode-unavailable", "shell.mode", _shell(mode="closed")),
+    (
+        "unlisted-work",
+        "shell.allowed_binaries",
+        _shell(mode="closed", allowed_binaries=("python3",), workspace_exec=False),
+    ),
+    ("built-programs-run", "shell.workspace_exec", _shell(mode="closed")),
+    (
+        "unrunnable-path",
+        "shell.allowed_binaries.0",
+        _shell(allowed_binaries=("./build.sh",), workspace_exec=False),
+    ),
     ("helpers-unused", "shell.helpers", _shell(helpers={"ls": ("cat",)})),
-    ("inspect-unavailable", "network.allowlist.0", _network(allowlist=(RULE_ENTRY,))),
+    ("literal-credential", "network.inject.0", _inject(value="Bearer x")),
+    ("unbound-key", "network.inject.0", _inject(mode="replace_placeholder", placeholder="decoy-12345")),
+    ("helpers-unused", "shell.helpers.npm", _shell(mode="closed", helpers={"npm": ("node",)})),
+    ("helpers-unused", "shell.helpers.ls", _shell(mode="closed", helpers={"ls": ("lib/x",)})),
+    (
+        "helpers-unused",
+        "shell.helpers.ls",
+        _shell(mode="closed", helpers={"ls": ("nc",)}, blocked_commands=("nc",)),
+    ),
     ("shadowed-pattern", "filesystem.deny_patterns.2", _files("**/secrets/**", "deep/secrets/**")),
     ("shadowed-pattern", "filesystem.deny_patterns.1", _files("**/.env.local")),
     ("shadowed-host", "network.allowlist.1", _hosts("*.a.test", "b.a.test")),
@@ -128,10 +153,28 @@ def test_a_policy_without_faults_has_no_findings() -> None:
         _files("**/secrets/**", "secrets.txt", "a/**", "**/*.pem"),
         _shell(allowed_binaries=("git", "python3")),
         _shell(require_confirmation=False, blocked_commands=("nc",)),
+        _shell(allowed_binaries=("./build.sh",)),
     ],
 )
 def test_a_neighbour_of_a_fault_is_no_fault(policy: Policy) -> None:
     assert [finding for finding in lint_policy(policy) if finding.severity != "info"] == []
+
+
+def test_a_closed_shell_that_can_do_the_work_of_what_it_leaves_out_says_who_and_where_the_wall_is() -> None:
+    found = lint_policy(_shell(mode="closed", allowed_binaries=("make",), workspace_exec=False))
+    said = [finding.message for finding in found if finding.rule == "unlisted-work"]
+    # make brings a shell along, and bash opens connections by itself
+    assert any("curl" in line and "bash can open connections" in line for line in said)
+    assert any(line.endswith("the wall is the network policy") for line in said)
+    # rm is among make's helpers, so nothing is to be said about removing files
+    assert not any("remove files" in line for line in said)
+
+
+def test_a_block_names_the_helpers_that_can_do_the_same_work() -> None:
+    closed = {"mode": "closed", "allowed_binaries": ("npm",), "blocked_commands": ("curl",)}
+    (message,) = [f.message for f in lint_policy(_shell(**closed)) if f.rule == "same-work"]
+    assert message.startswith("'curl' is blocked, but node, npm, npx")
+    assert message.endswith("can open connections too; the wall is the network policy")
 
 
 def test_a_wider_port_list_is_not_shadowed_by_a_narrower_wildcard() -> None:

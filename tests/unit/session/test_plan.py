@@ -22,7 +22,12 @@ def plan(directory: Path, profile: dict[str, Any] | None = None, **asked: Any) -
 def test_defaults_are_written_into_the_policy_that_is_recorded(tmp_path: Path) -> None:
     made = plan(tmp_path)
     assert made.policy.routing.max_budget_usd == 5.0
-    assert made.limits == {"usd_nano": 5 * NANO, "tool_calls": 200, "wall_ms": 3_600_000}
+    assert made.limits == {
+        "usd_nano": 5 * NANO,
+        "tool_calls": 200,
+        "wall_ms": 3_600_000,
+        "written_bytes": 4 << 30,
+    }
     assert made.policy.digest() != load_policy(tmp_path / "policy.yaml", None).policy.digest()
 
 

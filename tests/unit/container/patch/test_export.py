@@ -472,7 +472,7 @@ def test_an_upper_folder_that_is_a_symlink_on_the_host_is_not_entered(
     (session.workspace / "odd").symlink_to(precious)
     again = export_patch(session.directory, session.workspace, PATTERNS, session.directory / "again.diff")
     assert (again.files, withheld(again).keys()) == ((), {b"odd/crlf.txt"})
-    with pytest.raises(WorkspaceError, match="beyond a symbolic link"):
+    with pytest.raises(WorkspaceError, match="beyond it"):
         session.apply(exported)
     assert (precious / "crlf.txt").read_bytes() == BASE[b"odd/crlf.txt"]
 

@@ -1,16 +1,7 @@
-/* Try system calls that a hostile job would try, and some that an honest one needs, each in a child of its own.
+/* System calls that a hostile job would try, and some that an honest one needs. See probe.h for what counts as what.
  *
- * probe            run every probe: one line each, "id verdict detail"
- * probe ID         run one; exit 0 worked, 1 blocked, 2 failed otherwise, 64 unknown id
- *
- * worked   the kernel did it, or answered with an error that only the code behind the gate can give
- * blocked  EPERM, EACCES, ENOSYS, or killed by SIGSYS
- * failed   anything else: this kernel or this container cannot show the difference
- *
- * "blocked" proves nothing alone: the same probe must have worked in a permissive container.
  * Probes change nothing outside the container and never connect to anything but loopback.
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -50,6 +41,8 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "probe.h"
+
 /* Numbers that older headers lack; the same on every architecture since 4.19 or so. */
 enum {
     NR_pidfd_send_signal = 424, NR_io_uring_setup = 425, NR_open_tree = 428, NR_move_mount = 429,
@@ -60,21 +53,6 @@ enum {
 };
 
 #define HIGH (1UL << 32) /* a filter sees it, an int argument does not */
-#define SCRATCH "/scratch/"
-#define MOUNTS "/mnt" /* a scratch mount of its own: the control really mounts and unmounts there */
-
-/* 0 worked, else -errno: the shape of every probe. */
-static long outcome(long result) { return result < 0 ? -errno : 0; }
-#define CALL(...) outcome(syscall(__VA_ARGS__))
-
-/* Set-up that fails is not a refusal: say so and leave, whatever the errno was. */
-static _Noreturn void unprepared(const char *what)
-{
-    printf("failed setup:%s:%d\n", what, errno);
-    fflush(stdout);
-    _exit(2);
-}
-
 static pid_t victim(void)
 {
     pid_t pid = fork();
@@ -90,7 +68,7 @@ static pid_t victim(void)
 
 static int scratch_file(void)
 {
-    int fd = open(SCRATCH "f", O_RDWR | O_CREAT, 0600);
+    int fd = open("f", O_RDWR | O_CREAT, 0600);
     if (fd < 0)
         unprepared("file");
     return fd;
@@ -155,28 +133,28 @@ static long ns_setns_self(void)
 }
 
 /* ---- mounts ---- */
-static long mnt_cgroup_v1(void) { return CALL(SYS_mount, "c", MOUNTS, "cgroup", 0, "devices"); }
-static long mnt_tmpfs(void) { return CALL(SYS_mount, "t", MOUNTS, "tmpfs", 0, ""); }
-static long mnt_overlay(void) { return CALL(SYS_mount, "o", MOUNTS, "overlay", 0, "lowerdir=/proc:/sys"); }
+static long mnt_cgroup_v1(void) { return CALL(SYS_mount, "c", mounts, "cgroup", 0, "devices"); }
+static long mnt_tmpfs(void) { return CALL(SYS_mount, "t", mounts, "tmpfs", 0, ""); }
+static long mnt_overlay(void) { return CALL(SYS_mount, "o", mounts, "overlay", 0, "lowerdir=/proc:/sys"); }
 static long mnt_umount_mask(void) { return CALL(SYS_umount2, "/proc/kcore", 2); }
-static long mnt_umount_tmpfs(void) { return CALL(SYS_umount2, MOUNTS, 2); }
+static long mnt_umount_tmpfs(void) { return CALL(SYS_umount2, mounts, 2); }
 static long mnt_remount_procsys(void) { return CALL(SYS_mount, "", "/proc/sys", "", 32 | 4096, ""); }
 static long mnt_chroot(void) { return CALL(SYS_chroot, "/"); }
 static long mnt_setattr(void)
 {
     uint64_t attr[4] = {1, 0, 0, 0}; /* set read-only on the scratch mount */
-    return CALL(NR_mount_setattr, AT_FDCWD, MOUNTS, 0, attr, sizeof attr);
+    return CALL(NR_mount_setattr, AT_FDCWD, mounts, 0, attr, sizeof attr);
 }
-static long mnt_open_tree(void) { return CALL(NR_open_tree, AT_FDCWD, MOUNTS, 1 | O_CLOEXEC); }
+static long mnt_open_tree(void) { return CALL(NR_open_tree, AT_FDCWD, mounts, 1 | O_CLOEXEC); }
 static long mnt_move_mount(void) { return CALL(NR_move_mount, -1, "", -1, "", 4); }
 static long mnt_fsopen(void) { return CALL(NR_fsopen, "tmpfs", 0); }
-static long mnt_fspick(void) { return CALL(NR_fspick, AT_FDCWD, MOUNTS, 0); }
+static long mnt_fspick(void) { return CALL(NR_fspick, AT_FDCWD, mounts, 0); }
 static long mnt_pivot_root(void) { return CALL(SYS_pivot_root, "/none", "/none"); }
 static long mnt_statmount(void) { return CALL(NR_statmount, 0, 0, 0, 0); }
 static long mknod_as(unsigned long mode, dev_t device)
 {
-    unlink(SCRATCH "node");
-    return CALL(SYS_mknodat, AT_FDCWD, SCRATCH "node", mode, device);
+    unlink("node");
+    return CALL(SYS_mknodat, AT_FDCWD, "node", mode, device);
 }
 static long mnt_overlay_whiteout(void) { return mknod_as(S_IFCHR, 0); }
 static long hb_mknod(void) { return mknod_as(S_IFCHR | 1UL << 16 | HIGH, 0); }
@@ -184,24 +162,24 @@ static long dev_mknod_char(void) { return mknod_as(S_IFCHR, makedev(1, 1)); }
 static long dev_mknod_block(void) { return mknod_as(S_IFBLK, makedev(254, 0)); }
 static long mknod_socket(void) { return mknod_as(S_IFSOCK, 0); }
 #ifdef SYS_mknod
-static long mknod_old_call(void) { unlink(SCRATCH "node"); return CALL(SYS_mknod, SCRATCH "node", S_IFCHR, 0); }
+static long mknod_old_call(void) { unlink("node"); return CALL(SYS_mknod, "node", S_IFCHR, 0); }
 #endif
 static long mnt_trusted_xattr(void)
 {
     scratch_file();
-    return outcome(setxattr(SCRATCH "f", "trusted.overlay.opaque", "y", 1, 0));
+    return outcome(setxattr("f", "trusted.overlay.opaque", "y", 1, 0));
 }
 static long priv_file_caps(void)
 {
     static const uint32_t caps[5] = {0x02000001, 1 << 21, 0, 0, 0};
     scratch_file();
-    return outcome(setxattr(SCRATCH "f", "security.capability", caps, sizeof caps, 0));
+    return outcome(setxattr("f", "security.capability", caps, sizeof caps, 0));
 }
 
 /* ---- identity ---- */
 static long priv_setuid_0(void) { return CALL(SYS_setuid, 0); }
 static long priv_setgroups(void) { gid_t none = 0; return CALL(SYS_setgroups, 1, &none); }
-static long priv_chown(void) { scratch_file(); return outcome(chown(SCRATCH "f", 4242, 4242)); }
+static long priv_chown(void) { scratch_file(); return outcome(chown("f", 4242, 4242)); }
 static long priv_read_implies_exec(void) { return CALL(SYS_personality, READ_IMPLIES_EXEC); }
 static long priv_aslr_off(void) { return CALL(SYS_personality, ADDR_NO_RANDOMIZE); }
 static long hb_personality(void) { return CALL(SYS_personality, READ_IMPLIES_EXEC | HIGH); }
@@ -245,7 +223,7 @@ static long sys_name_to_handle(void)
 {
     struct handle handle = {{sizeof handle.body, 0}, {0}};
     int mount_id;
-    return CALL(SYS_name_to_handle_at, AT_FDCWD, "/scratch", &handle, &mount_id, 0);
+    return CALL(SYS_name_to_handle_at, AT_FDCWD, ".", &handle, &mount_id, 0);
 }
 static long sys_init_module(void) { return CALL(SYS_init_module, 0, 0, ""); }
 static long sys_finit_module(void) { return CALL(SYS_finit_module, -1, "", 0); }
@@ -343,7 +321,7 @@ static long exec_memfd(void) { return memfd_with(0); }
 static long exec_memfd_mfdexec(void) { return memfd_with(0x10); }
 static long exec_execveat(void)
 {
-    int fd = open("/probe", O_PATH | O_CLOEXEC);
+    int fd = open("/proc/self/exe", O_PATH | O_CLOEXEC);
     char *argv[] = {"probe", "need-nothing", 0}, *envp[] = {0};
     if (fd < 0)
         unprepared("self");
@@ -477,7 +455,7 @@ static long need_openat2(void)
 static long need_openat2_refuses(void)
 {
     uint64_t how[3] = {O_RDONLY, 0, 8};
-    int directory = open("/scratch", O_PATH | O_DIRECTORY);
+    int directory = open(".", O_PATH | O_DIRECTORY);
     long fd = syscall(NR_openat2, directory, "../proc", how, sizeof how);
     return fd < 0 && errno == EXDEV ? 0 : -EINVAL;
 }
@@ -528,7 +506,7 @@ static long need_limits(void)
 }
 static long need_unix_socket(void)
 {
-    struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = SCRATCH "s"};
+    struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = "s"};
     int pair[2], fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     unlink(name.sun_path);
     if (fd < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
@@ -552,7 +530,7 @@ static long loopback(int family, int type)
 static long need_tcp(void) { return loopback(AF_INET, SOCK_STREAM); }
 static long need_udp(void) { return loopback(AF_INET, SOCK_DGRAM); }
 static long need_tcp6(void) { return sock(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP); }
-static long need_fifo(void) { unlink(SCRATCH "p"); return outcome(mkfifo(SCRATCH "p", 0600)); }
+static long need_fifo(void) { unlink("p"); return outcome(mkfifo("p", 0600)); }
 static long need_terminal(void)
 {
     struct winsize size = {24, 80, 0, 0};
@@ -580,23 +558,17 @@ static long need_batch(void)
     struct sched_param none = {0};
     return CALL(SYS_sched_setscheduler, 0, SCHED_BATCH, &none);
 }
-static long need_xattr(void) { scratch_file(); return outcome(setxattr(SCRATCH "f", "user.a", "b", 1, 0)); }
+static long need_xattr(void) { scratch_file(); return outcome(setxattr("f", "user.a", "b", 1, 0)); }
 static long need_copy(void)
 {
-    int from = scratch_file(), to = open(SCRATCH "g", O_WRONLY | O_CREAT, 0600);
+    int from = scratch_file(), to = open("g", O_WRONLY | O_CREAT, 0600);
     if (write(from, "x", 1) != 1)
         return -errno;
     loff_t start = 0;
     return CALL(SYS_copy_file_range, from, &start, to, 0, 1, 0);
 }
 
-struct probe {
-    const char *id;
-    long (*run)(void);
-    int reached[5]; /* errors that only the code behind the gate gives */
-};
-
-static const struct probe probes[] = {
+const struct probe system_calls[] = {
     {"ns-unshare-user", ns_unshare_user, {0}},
     {"ns-unshare-net", ns_unshare_net, {0}},
     {"ns-unshare-pid", ns_unshare_pid, {0}},
@@ -772,60 +744,4 @@ static const struct probe probes[] = {
     {"need-copy", need_copy, {0}},
 };
 
-enum { WORKED, BLOCKED, FAILED };
-
-/* Run one probe in a child, since some end it or change it for good; print its line; return the verdict. */
-static int judge(const struct probe *probe)
-{
-    printf("%s ", probe->id);
-    fflush(stdout);
-    pid_t pid = fork();
-    if (pid < 0) {
-        perror("fork");
-        exit(70);
-    }
-    if (pid == 0) {
-        alarm(10);
-        long result = probe->run();
-        int verdict = FAILED;
-        if (result == 0)
-            verdict = WORKED;
-        else if (result == -EPERM || result == -EACCES || result == -ENOSYS)
-            verdict = BLOCKED;
-        for (int i = 0; i < 5 && probe->reached[i]; i++)
-            if (result == -probe->reached[i])
-                verdict = WORKED;
-        static const char *const words[] = {"worked", "blocked", "failed"};
-        printf("%s %s\n", words[verdict], result ? strerrorname_np((int)-result) : "-");
-        fflush(stdout);
-        _exit(verdict);
-    }
-    int status;
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR) {
-            perror("waitpid");
-            exit(70);
-        }
-    if (WIFSIGNALED(status)) {
-        /* Which filter action kills by SIGSYS and which with a plain death differs by kernel: name the signal. */
-        int is_blocked = WTERMSIG(status) == SIGSYS;
-        printf("%s SIG%s\n", is_blocked ? "blocked" : "failed", sigabbrev_np(WTERMSIG(status)));
-        return is_blocked ? BLOCKED : FAILED;
-    }
-    return WEXITSTATUS(status);
-}
-
-int main(int argc, char **argv)
-{
-    const size_t count = sizeof probes / sizeof *probes;
-    if (argc == 2) {
-        for (size_t i = 0; i < count; i++)
-            if (strcmp(argv[1], probes[i].id) == 0)
-                return judge(&probes[i]);
-        fprintf(stderr, "probe: unknown id %s\n", argv[1]);
-        return 64;
-    }
-    for (size_t i = 0; i < count; i++)
-        judge(&probes[i]);
-    return 0;
-}
+const size_t system_calls_count = sizeof system_calls / sizeof *system_calls;

@@ -1,0 +1,88 @@
+"""Derive what lies just under and just over each limit of a policy. Pure."""
+
+from __future__ import annotations
+
+from sandbox.container.spec import HOME, WORKSPACE
+from sandbox.policy.model import MIB, Limits
+from sandbox.probe.model import Act, Attempt, Probe, Timed
+
+FULL = frozenset(("ENOSPC", "EDQUOT", "EFBIG"))
+SPARE_PIDS = 16
+"""The guest, the keeper of the command and the probe itself."""
+SPARE_FILES = 64
+
+
+def limit_probes(limits: Limits) -> tuple[Probe, ...]:
+    """Return the probes of all limits that can be met in seconds."""
+    memory = limits.memory_bytes
+    probes = [
+        _under("memory", "limits.memory_bytes", f"use {_mib(_most_memory(memory))}",
+               Act("memory", (str(_most_memory(memory)),)), memory_bytes=memory + 256 * MIB),
+        _over("memory", "limits.memory_bytes", f"use {_mib(memory + 64 * MIB)}",
+              Act("memory", (str(memory + 64 * MIB),)), frozenset(("SIGKILL", "ENOMEM")),
+              memory_bytes=memory + 256 * MIB),
+        _under("pids", "limits.pids", f"have {limits.pids // 2} processes at a time",
+               Act("processes", (str(limits.pids // 2),))),
+        _over("pids", "limits.pids", f"have {limits.pids} processes beside those there are",
+              Act("processes", (str(limits.pids),)), frozenset(("EAGAIN",))),
+        _under("nofile", "limits.nofile", f"open {limits.nofile - SPARE_FILES} files",
+               Act("descriptors", (str(limits.nofile - SPARE_FILES),))),
+        _over("nofile", "limits.nofile", f"open {limits.nofile} files beside those that are open",
+              Act("descriptors", (str(limits.nofile),)), frozenset(("EMFILE",))),
+    ]  # fmt: skip
+    for word, directory in (("tmp", "/tmp"), ("home", HOME)):  # noqa: S108
+        size = limits.tmpfs_bytes
+        probes += [
+            _under(word, "limits.tmpfs_bytes", f"write 1 MiB to {directory}",
+                   Act("space", (directory, str(min(size // 2, MIB))))),
+            _over(word, "limits.tmpfs_bytes", f"write {_mib(size + MIB)} to {directory}",
+                  Act("space", (directory, str(size + MIB))), FULL),
+        ]  # fmt: skip
+    most = limits.workspace_bytes
+    kept = min(limits.output_bytes, MIB)
+    probes += [
+        _under("command-seconds", "limits.command_seconds", "end a command before its time is over",
+               Act("time", ("10",))),
+        _over("command-seconds", "the guest's timer, limits.command_seconds",
+              "go on after a command's time is over (0.3 s here)",
+              Timed(Act("time", ("10000",)), 0.3), frozenset(("timeout",)), control=Act("time", ("600",))),
+        _under("output-bytes", "limits.output_bytes", "write output beneath the cap, all of it kept",
+               Timed(Act("output", (str(kept // 8192 * 4096),)), 30, kept, "whole")),
+        _over("output-bytes", "the guest, limits.output_bytes", f"have more than {kept} bytes of output kept",
+              Timed(Act("output", (str(kept // 4096 * 4096 + 65536),)), 30, kept, "cut"),
+              frozenset(("cut",)), control=Act("output", ("0",))),
+        _under("workspace-bytes", "limits.workspace_bytes", "write 1 MiB to the workspace",
+               Act("space", (WORKSPACE, str(MIB)))),
+        _over("workspace-bytes", "limits.workspace_bytes", f"write {_mib(most + 16 * MIB)} to the workspace",
+              Act("space", (WORKSPACE, str(most + 16 * MIB))), FULL, disk_bytes=2 * most + 256 * MIB),
+    ]  # fmt: skip
+    return tuple(probes)
+
+
+def _most_memory(limit: int) -> int:
+    """Under the limit by what guest, page tables and other commands take."""
+    return limit - max(limit // 16, 24 * MIB)
+
+
+def _under(word: str, control: str, what: str, attempt: Attempt, memory_bytes: int = 0) -> Probe:
+    return Probe(f"limits-{word}-under", "limits", "allow", what, control, attempt, is_alone=True,
+                 needs_memory_bytes=memory_bytes)  # fmt: skip
+
+
+def _over(
+    word: str,
+    stopped_by: str,
+    what: str,
+    attempt: Attempt,
+    refusals: frozenset[str],
+    *,
+    control: Attempt | None = None,
+    memory_bytes: int = 0,
+    disk_bytes: int = 0,
+) -> Probe:
+    return Probe(f"limits-{word}", "limits", "deny", what, stopped_by, attempt, refusals, control,
+                 is_alone=True, needs_memory_bytes=memory_bytes, needs_disk_bytes=disk_bytes)  # fmt: skip
+
+
+def _mib(size: int) -> str:
+    return f"{size // MIB} MiB"
