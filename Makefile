@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 GUEST := images/guest/build/guest
 REFUSED := images/guest/build/refused
 PROBE := images/guest/build/probe
+WRAPPER := images/guest/build/wrapper
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,10 +50,10 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 	@echo "python   $$($(BIN)/python --version | cut -d' ' -f2) environment in $(VENV)"
 
-$(GUEST) $(REFUSED) $(PROBE) &: $(shell find images/guest images/probe -path images/guest/build -prune -o -type f \( -name '*.[ch]' -o -name Makefile \) -print 2>/dev/null)
+$(GUEST) $(REFUSED) $(PROBE) $(WRAPPER) &: $(shell find images/guest images/probe -path images/guest/build -prune -o -type f \( -name '*.[ch]' -o -name Makefile \) -print 2>/dev/null)
 	@$(TOOLCHAIN) || sh images/debian.sh "a C compiler" gcc libc6-dev make
 	@$(MAKE) --silent --no-print-directory -C images/guest
-	@touch $(GUEST) $(REFUSED) $(PROBE)
+	@touch $(GUEST) $(REFUSED) $(PROBE) $(WRAPPER)
 	@echo "guest    compiled"
 
 engine:
