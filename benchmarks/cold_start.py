@@ -155,9 +155,9 @@ def _timed_opening(clock: _Clock) -> Iterator[None]:
         return call
 
     @functools.wraps(prepare_workspace)
-    def timed_prepare(*arguments: Any) -> Any:  # passed on as they are; called in a thread
+    def timed_prepare(*arguments: Any, **options: Any) -> Any:  # passed on as they are; called in a thread
         started = time.perf_counter()
-        prepared = prepare_workspace(*arguments)
+        prepared = prepare_workspace(*arguments, **options)
         clock.add("workspace", started, time.perf_counter())
         return prepared
 
