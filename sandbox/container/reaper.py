@@ -51,6 +51,8 @@ _SCRATCH = (
     EGRESS_FOLDER,
     TRUST_FOLDER,
 )
+_DRAFTS = (f"{PATCH_FILE}.new", f".{STATEMENT_FILE}.")
+"""How the names of what was written but not yet put in its place begin."""
 _CLAIM = ".claim@"
 
 
@@ -157,9 +159,10 @@ def only_reaper(state: Path) -> Iterator[bool]:
     Two at once would find each other's half-removed trees and report them as problems.
     """
     try:
-        descriptor = os.open(state / REAPER_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(state / REAPER_LOCK, flags, 0o600)
     except OSError:
-        yield True  # nothing was kept there yet, or nothing can be: whoever removes or makes something says so
+        yield True  # nothing was kept there yet, or nothing can be: whoever makes something there says so
         return
     try:
         try:
@@ -205,7 +208,8 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
         owner = (directory / OWNER_NAME).read_text().strip()
     except FileNotFoundError:
         return  # nobody says that it is ours
-    has_scratch = any(os.path.lexists(directory / name) for name in _SCRATCH)
+    drafts = [entry for entry in directory.iterdir() if entry.name.startswith(_DRAFTS)]
+    has_scratch = bool(drafts) or any(os.path.lexists(directory / name) for name in _SCRATCH)
     has_record = any((directory / name).exists() for name in _RECORD)
     is_finished = (directory / RESULT_FILE).exists()
     is_marked = (directory / INTERRUPTED_FILE).exists()
@@ -219,6 +223,8 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
         release(directory)
         _remove_flat(directory / EGRESS_FOLDER)
         _remove_flat(directory / TRUST_FOLDER)
+        for draft in drafts:
+            draft.unlink()
         _check_nothing_left(directory)
         if not is_finished and not is_marked:
             (directory / INTERRUPTED_FILE).write_text(f"{owner}\n")

@@ -102,8 +102,8 @@ class Tmpfs:
     files: int
     """Files and directories it holds: an empty one costs memory too."""
     is_private: bool = False
-    """Mode 0700, else 1777; where the image has that directory, runc gives it the mode it has there. The owner
-    is the sandbox's user in any case."""
+    """Mode 0700, else 1777; where the image has that directory, runc gives it the mode it has there. The
+    owner is the sandbox's user in any case."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Cleaning:
         self._task = asyncio.create_task(self._reap(runtime, state))
 
     async def wait(self, seconds: float = WAIT_SECONDS) -> None:
-        """Wait until it is done, or for so long. Raises EngineError when the engine cannot be asked at all."""
+        """Wait until it is done, or for so long. Raises EngineError when the engine cannot be asked."""
         await asyncio.wait({self._task}, timeout=seconds)
         if self._task.done():
             self._task.result()
@@ -46,4 +46,6 @@ class Cleaning:
 
     async def _reap(self, runtime: Runtime, state: Path) -> ReapReport:
         with only_reaper(state) as is_ours:
-            return await reap(runtime, state, release_workspace, self._is_over.is_set) if is_ours else ReapReport()
+            if not is_ours:
+                return ReapReport()
+            return await reap(runtime, state, release_workspace, self._is_over.is_set)

@@ -40,6 +40,8 @@ _NAMES = (
 )
 _OWNED = {*prepare._OWNED, prepare._LOWER, prepare._MARKER}
 """What a release removes by its name in an open folder; the rest it removes so is what these hold."""
+_ONE_FOR_ALL = re.compile(r"STATE/keys/|/\.(trial|shells)(/| ?$)")
+"""Steps within a folder that is thrown away as a whole, or put in its place by one rename."""
 
 
 def step_of(state: str, event: str, arguments: tuple[Any, ...]) -> str | None:
@@ -54,7 +56,7 @@ def step_of(state: str, event: str, arguments: tuple[Any, ...]) -> str | None:
             return None
     elif event in _MADE:
         what = os.fsdecode(arguments[0]) if not isinstance(arguments[0], int) else ""
-        if not (what.startswith(state) if os.path.isabs(what) else what in _OWNED):
+        if not (what.startswith(state) if what.startswith("/") else what in _OWNED):
             return None
     elif event == "socket.bind":
         what = str(arguments[1])
@@ -72,7 +74,7 @@ def step_of(state: str, event: str, arguments: tuple[Any, ...]) -> str | None:
     what = what.replace(state, "STATE")
     for found, name in _NAMES:
         what = found.sub(name, what)
-    return f"{event} {what}"
+    return None if _ONE_FOR_ALL.search(what) and event != "os.mkdir" else f"{event} {what}"
 
 
 def watch(directory: Path, see: Callable[[str], None]) -> None:
@@ -132,8 +134,8 @@ def die_before(directory: Path, warm: Path | None, wanted: str) -> int:
 
 
 def main(top: Path) -> None:
-    """Walk all steps; each leaves a folder named by its number, with the step and how it ended in ``died``."""
-    import sandbox.agent.loop  # noqa: F401  # loaded once, not once for each child
+    """Walk all steps; each leaves a folder of its number, with the step and how it ended in ``died``."""
+    import sandbox.agent.loop  # loaded once, not once for each child
     import sandbox.probe.selftest  # noqa: F401
 
     cold = top / "cold"

@@ -181,9 +181,14 @@ def test_a_controller_killed_at_any_step_leaves_what_gc_removes_and_no_more(tmp_
     assert walked.returncode == 0, walked.stderr.decode()[-4000:]
     steps = {path.parent: path.read_text().partition(" ") for path in tmp_path.glob("*/died")}
     assert {step for _, _, step in steps.values()} >= set(LANDMARKS)
-    for directory, (code, _, step) in steps.items():
-        assert int(code) == -signal.SIGKILL, step  # the control: the step was reached
-        asyncio.run(check_cleaned(Live(directory), step))
+    try:
+        for directory, (code, _, step) in steps.items():
+            assert int(code) == -signal.SIGKILL, step  # the control: the step was reached
+            asyncio.run(check_cleaned(Live(directory), step))
+    finally:
+        for directory in steps:  # no mount shall outlive a test that failed
+            for session in Live(directory).sessions():
+                release_workspace(session)
 
 
 async def check_cleaned(live: Live, step: str) -> None:

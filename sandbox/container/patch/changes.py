@@ -301,7 +301,8 @@ class _Comparison:
             self.new_path_bytes_left -= size
             kept.append(name)
         if left:
-            self._withhold(path or b".", f"{left} new names in it were not looked at: {_TOO_MANY}", "alarming")
+            reason = f"{left} new names in it were not looked at: {_TOO_MANY}"
+            self._withhold(path or b".", reason, "alarming")
         return kept
 
     def _changed_hooks(self, path: bytes) -> str:

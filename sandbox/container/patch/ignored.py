@@ -66,9 +66,7 @@ def _parent(path: bytes) -> bytes:
     return path.rpartition(b"/")[0]
 
 
-def _read_rules(
-    workspace: int, manifest: dict[bytes, bytes], folders: Sequence[bytes]
-) -> dict[bytes, bytes]:
+def _read_rules(workspace: int, manifest: dict[bytes, bytes], folders: Sequence[bytes]) -> dict[bytes, bytes]:
     rules = {}
     for folder in folders:
         path = folder + b"/" + IGNORE_FILE if folder else IGNORE_FILE

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.container.patch import changes
 from sandbox.container.patch.apply import apply_patch
 from sandbox.container.patch.changes import is_refused_by_git
-from sandbox.container.patch import changes
 from sandbox.container.patch.export import ExportedPatch, export_patch
 from sandbox.container.patch.text import find_hazard, split_patch
 from sandbox.container.workspace.prepare import prepare_workspace, release_workspace
@@ -796,7 +796,9 @@ def test_folders_nested_by_the_thousand_do_not_keep_what_stands_beside_them_from
     assert 300 < cut.path.count(b"/") < 2048
 
 
-def test_build_products_do_not_use_up_what_new_work_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_products_do_not_use_up_what_new_work_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(changes, "NEW_PATHS_MAX", 30)
     workspace, directory = tmp_path / "project", tmp_path / "state" / "sessions" / "s1"
     workspace.mkdir()
