@@ -210,7 +210,8 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
         return  # nobody says that it is ours
     drafts = [entry for entry in directory.iterdir() if entry.name.startswith(_DRAFTS)]
     has_scratch = bool(drafts) or any(os.path.lexists(directory / name) for name in _SCRATCH)
-    has_record = any((directory / name).exists() for name in _RECORD)
+    # A ledger without a line is the record of nothing: the session never began.
+    has_record = any((directory / name).exists() and (directory / name).stat().st_size for name in _RECORD)
     is_finished = (directory / RESULT_FILE).exists()
     is_marked = (directory / INTERRUPTED_FILE).exists()
     if is_alive(owner) or (has_record and (is_finished or is_marked) and not has_scratch):
