@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +18,20 @@ from sandbox.container.runtime import Runtime
 from sandbox.errors import HostError, StateError
 from sandbox.provenance.owner import OWNER_NAME, current_owner, is_owner_alive
 
-__all__ = ["ReapReport", "claim_session", "current_owner", "discard_session", "is_alive", "reap"]
+__all__ = [
+    "ReapReport",
+    "claim_session",
+    "current_owner",
+    "discard_session",
+    "is_alive",
+    "only_reaper",
+    "reap",
+]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 INTERRUPTED_FILE = "interrupted"
 """Written beside the ledger of a session whose controller died; holds that controller's name."""
+REAPER_LOCK = "reaper.lock"
 LEDGER_FILE = "ledger.jsonl"
 RESULT_FILE = "result.json"
 STATEMENT_FILE = "statement.json"
@@ -41,6 +51,8 @@ _SCRATCH = (
     EGRESS_FOLDER,
     TRUST_FOLDER,
 )
+_DRAFTS = (f"{PATCH_FILE}.new", f".{STATEMENT_FILE}.")
+"""How the names of what was written but not yet put in its place begin."""
 _CLAIM = ".claim@"
 
 
@@ -110,15 +122,23 @@ def discard_session(directory: Path, release: Callable[[Path], None]) -> None:
     _remove_flat(directory)
 
 
-async def reap(runtime: Runtime, state: Path, release: Callable[[Path], None]) -> ReapReport:
+async def reap(
+    runtime: Runtime,
+    state: Path,
+    release: Callable[[Path], None],
+    is_enough: Callable[[], bool] = lambda: False,
+) -> ReapReport:
     """Remove everything of dead controllers and return what that was; one failure does not stop the rest.
 
     ``release`` unmounts and removes the workspace layers of a session's directory
-    (``workspace.release_workspace``). Raises EngineError when the engine cannot be asked at all.
+    (``workspace.release_workspace``). ``is_enough`` is asked before each removal, and ends it when true;
+    what is left is found the next time. Raises EngineError when the engine cannot be asked at all.
     """
     report = ReapReport()
     orphans = [owned for owned in await runtime.owned() if not is_alive(owned.owner)]
     for orphan in sorted(orphans, key=lambda owned: owned.kind):  # containers first: they hold the volumes
+        if is_enough():
+            return report
         try:
             if orphan.kind == "container":
                 await runtime.remove(orphan.id, None)
@@ -128,11 +148,36 @@ async def reap(runtime: Runtime, state: Path, release: Callable[[Path], None]) -
                 report.volumes.append(orphan.id)
         except HostError as exc:
             report.problems.append(str(exc))
-    await asyncio.to_thread(_reap_sessions, state / "sessions", release, report)
+    await asyncio.to_thread(_reap_sessions, state / "sessions", release, report, is_enough)
     return report
 
 
-def _reap_sessions(sessions: Path, release: Callable[[Path], None], report: ReapReport) -> None:
+@contextlib.contextmanager
+def only_reaper(state: Path) -> Iterator[bool]:
+    """Hold for a block that nobody else reaps this state directory; False when another process does.
+
+    Two at once would find each other's half-removed trees and report them as problems.
+    """
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(state / REAPER_LOCK, flags, 0o600)
+    except OSError:
+        yield True  # nothing was kept there yet, or nothing can be: whoever makes something there says so
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _reap_sessions(
+    sessions: Path, release: Callable[[Path], None], report: ReapReport, is_enough: Callable[[], bool]
+) -> None:
     try:
         directories = sorted(sessions.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -142,6 +187,8 @@ def _reap_sessions(sessions: Path, release: Callable[[Path], None], report: Reap
             f"cannot read {sessions}: {exc.strerror}; become its owner or set AGENT_RUNNER_STATE"
         ) from exc
     for directory in directories:
+        if is_enough():
+            return
         if directory.is_symlink() or not directory.is_dir():
             continue
         try:
@@ -161,8 +208,10 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
         owner = (directory / OWNER_NAME).read_text().strip()
     except FileNotFoundError:
         return  # nobody says that it is ours
-    has_scratch = any(os.path.lexists(directory / name) for name in _SCRATCH)
-    has_record = any((directory / name).exists() for name in _RECORD)
+    drafts = [entry for entry in directory.iterdir() if entry.name.startswith(_DRAFTS)]
+    has_scratch = bool(drafts) or any(os.path.lexists(directory / name) for name in _SCRATCH)
+    # A ledger without a line is the record of nothing: the session never began.
+    has_record = any((directory / name).exists() and (directory / name).stat().st_size for name in _RECORD)
     is_finished = (directory / RESULT_FILE).exists()
     is_marked = (directory / INTERRUPTED_FILE).exists()
     if is_alive(owner) or (has_record and (is_finished or is_marked) and not has_scratch):
@@ -175,6 +224,8 @@ def _reap_session(directory: Path, release: Callable[[Path], None], report: Reap
         release(directory)
         _remove_flat(directory / EGRESS_FOLDER)
         _remove_flat(directory / TRUST_FOLDER)
+        for draft in drafts:
+            draft.unlink()
         _check_nothing_left(directory)
         if not is_finished and not is_marked:
             (directory / INTERRUPTED_FILE).write_text(f"{owner}\n")

@@ -102,7 +102,8 @@ class Tmpfs:
     files: int
     """Files and directories it holds: an empty one costs memory too."""
     is_private: bool = False
-    """True: owned by the sandbox's user, mode 0700. False: anybody's, mode 1777."""
+    """Mode 0700, else 1777; where the image has that directory, runc gives it the mode it has there. The
+    owner is the sandbox's user in any case."""
 
 
 @dataclass(frozen=True)

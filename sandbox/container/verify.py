@@ -121,7 +121,9 @@ def tmpfs_options(spec: ContainerSpec) -> dict[str, str]:
     """Return Docker's ``Tmpfs``: target to mount options."""
     options = {}
     for mount in spec.tmpfs:
-        owner = f"mode=0700,uid={spec.uid},gid={spec.gid}" if mount.is_private else "mode=1777"
+        # runc gives it the mode of the image's directory, whatever is asked (/run: 0755): so it has to be
+        # the user's own to be of use.
+        owner = f"mode={'0700' if mount.is_private else '1777'},uid={spec.uid},gid={spec.gid}"
         room = f"size={mount.size_bytes},nr_inodes={mount.files}"
         options[mount.target] = f"rw,noexec,nosuid,nodev,{room},{owner}"
     return options
@@ -227,7 +229,8 @@ def _find_weak_mounts(spec: ContainerSpec, mountinfo: Path) -> list[str]:
     for tmpfs in spec.tmpfs:
         pages = -(-tmpfs.size_bytes // PAGE_BYTES)
         room = {f"size={pages * PAGE_BYTES // 1024}k", f"nr_inodes={tmpfs.files}"}
-        wanted[tmpfs.target] = {"noexec", "nosuid", "nodev"} | room
+        owner = {f"uid={spec.uid}", f"gid={spec.gid}"}
+        wanted[tmpfs.target] = {"noexec", "nosuid", "nodev"} | room | owner
     wanted |= {bind.target: {"ro"} for bind in spec.binds if bind.is_read_only}
     wanted["/dev/shm"] = {"noexec", "nosuid", "nodev"}  # noqa: S108
     got: dict[str, set[str]] = {}

@@ -77,6 +77,7 @@ async def close_session(session: OpenSession, ending: Ending) -> RunResult:
         return None
 
     await attempt("stop the guest", lambda: _stop_guest(session))
+    session.warnings += await session.cleaning.stop()
     volume = session.spec.workspace.name
     await attempt("remove the container", lambda: session.runtime.remove(session.container_id, volume))
     await attempt("stop the gateway", session.gateway.stop)

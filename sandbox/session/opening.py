@@ -20,7 +20,7 @@ from sandbox.container.image import prepare_image
 from sandbox.container.image_index import ImageSource
 from sandbox.container.patch.export import require_git
 from sandbox.container.preflight import check_host
-from sandbox.container.reaper import discard_session, reap
+from sandbox.container.reaper import discard_session
 from sandbox.container.runtime import ContainerState, Runtime
 from sandbox.container.seccomp import SeccompProfile, load_seccomp
 from sandbox.container.shells import replace_shells
@@ -63,6 +63,7 @@ from sandbox.provenance.owner import current_owner
 from sandbox.provenance.sessions import new_session_id
 from sandbox.resources import shipped
 from sandbox.session.charges import Charges
+from sandbox.session.cleaning import Cleaning
 from sandbox.session.egress_bytes import EgressBytes
 from sandbox.session.places import SessionDirectory, create_session_directory
 from sandbox.session.plan import RunPlan
@@ -110,6 +111,8 @@ class OpenSession:
     """``time.monotonic()`` when the session opened."""
     policy_in_force: Policy
     """The plan's, or the last one that was taken over while the session ran."""
+    cleaning: Cleaning
+    """Clears up after dead controllers; goes on beside the session when there is much of it."""
     warnings: list[str]
     """What the reader of the result should know, one line each; the start of the container may add some."""
 
@@ -148,16 +151,18 @@ async def open_session(
     or HostError, with nothing left behind.
     """
     policy, clock, meter = plan.policy, time.monotonic(), Meter(plan.limits)
-    facts, reaped = await asyncio.gather(runtime.facts(), reap(runtime, state, release_workspace))
-    check_host(policy, facts)
-    _relays(plan)  # more names than the guest has room for are refused before anything is made
-    seccomp = _seccomp(plan)
-    owner = current_owner()
-    image = await _find_image(plan, runtime, state, owner)
-    # What the end needs is looked for before the beginning.
-    require_git()
-    key = signing_key(state)
     async with AsyncExitStack() as undo:
+        cleaning = Cleaning(runtime, state)
+        undo.push_async_callback(cleaning.stop)
+        facts, _ = await asyncio.gather(runtime.facts(), cleaning.wait())
+        check_host(policy, facts)
+        _relays(plan)  # more names than the guest has room for are refused before anything is made
+        seccomp = _seccomp(plan)
+        owner = current_owner()
+        image = await _find_image(plan, runtime, state, owner)
+        # What the end needs is looked for before the beginning.
+        require_git()
+        key = signing_key(state)
         session_id = new_session_id(_now, secrets.randbelow)
         directory = create_session_directory(state, session_id, owner)
         undo.callback(discard_session, directory.path, release_workspace)
@@ -198,7 +203,7 @@ async def open_session(
         await run_in_thread(asyncio.to_thread(workspace.wait_base_tree))
         recorder.record(_started(plan, directory, workspace, image, spec, seccomp.digest.blake3))
         undo.pop_all()
-    warnings = [*workspace.warnings, *reaped.problems, *(image.closed.warnings if image.closed else ())]
+    warnings = [*workspace.warnings, *(image.closed.warnings if image.closed else ())]
     return OpenSession(
         plan=plan,
         runtime=runtime,
@@ -222,6 +227,7 @@ async def open_session(
         ),
         started_clock=clock,
         policy_in_force=policy,
+        cleaning=cleaning,
         warnings=warnings,
     )
 

@@ -50,6 +50,7 @@ async def open_trial(
 
 
 async def _discard(opened: OpenSession) -> None:
+    await opened.cleaning.stop()
     opened.started.cancel()
     outcome = (await asyncio.gather(opened.started, return_exceptions=True))[0]
     with contextlib.suppress(AgentRunnerError):

@@ -21,6 +21,7 @@ from sandbox.container.workspace import prepare as workspace_module
 from sandbox.container.workspace.prepare import release_workspace
 from sandbox.errors import EngineError, WorkspaceError
 from sandbox.provenance.owner import OWNER_NAME
+from sandbox.provenance.verify import verify_ledger
 from sandbox.session import closing
 from sandbox.session.confirm import NobodyThere
 from sandbox.session.session import Session, run_session
@@ -152,72 +153,72 @@ async def test_a_step_of_closing_that_fails_in_an_unknown_way_stops_no_other(
 
 IS_ROOT = os.geteuid() == 0
 """Only then has a workspace a filesystem of its own."""
-OPENING = [
-    "sandbox.session.opening:create_session_directory",
-    "sandbox.container.workspace.prepare:_make_mask",
-    "sandbox.container.workspace.prepare:_make_lower",
-    *(["sandbox.container.workspace.loop:_attach", "sandbox.container.workspace.loop:_mount"] * IS_ROOT),
-    "sandbox.session.opening:Ledger.create",
-    "sandbox.egress.gateway:open_door",
-    "docker:APIClient.create_volume",
-    "docker:APIClient.create_container",
-    "sandbox.container.workspace.prepare:PreparedWorkspace.wait_base_tree",
-    "sandbox.session.recorder:Recorder.record",
-    "docker:APIClient.start",
-]
-CLOSING = [
-    "sandbox.container.docker:DockerRuntime._remove",
-    "docker:APIClient.remove_volume",
-    "sandbox.session.closing:export_patch",
-    "sandbox.session.closing:seal_session",
-    "sandbox.container.workspace.prepare:unmount_beneath",
-    "sandbox.container.workspace.prepare:_remove_lower",
-    "sandbox.session.closing:release_workspace",
-]
-
-
-# What a step has made is not known to anybody yet when it is over: these are the ones that make something.
-AFTER = [
-    "sandbox.session.opening:create_session_directory",
-    "sandbox.container.workspace.prepare:_make_lower",
-    *(["sandbox.container.workspace.loop:_attach", "sandbox.container.workspace.loop:_mount"] * IS_ROOT),
-    "docker:APIClient.create_volume",
-    "docker:APIClient.create_container",
-    "docker:APIClient.start",
-    "sandbox.session.closing:export_patch",
-]
-
-
-@pytest.mark.parametrize(
-    ("step", "moment"),
-    [(step, "before") for step in OPENING + CLOSING] + [(step, "after") for step in AFTER],
+LANDMARKS = (
+    "os.mkdir STATE/sessions/CLAIM",
+    "open STATE/reaper.lock",
+    "socket.bind /proc/self/fd/N/proxy.sock",
+    "socket.bind /proc/self/fd/N/shell.sock",
+    "open STATE/sessions/ID/trust/ca-bundle.pem",
+    "http.client.send POST /volumes/create HTTP/1.1",
+    "http.client.send POST /containers/HEX/start HTTP/1.1",
+    "http.client.send DELETE /volumes/agent-runner-ID HTTP/1.1",
+    "open STATE/sessions/ID/patch.diff.new",
+    "open STATE/sessions/ID/result.json",
+    "os.rmdir mask",
+    *(("fcntl.ioctl 0x4c0a", "os.mkdir STATE/sessions/ID/layers/upper", "os.remove layers.img") * IS_ROOT),
 )
-def test_a_controller_killed_at_any_step_leaves_what_gc_removes_and_no_more(
-    live: Live, step: str, moment: str
-) -> None:
-    before = live.files()
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.live_session", live.directory, step, moment],
+"""Some of the steps; that they are found shows that the watching sees."""
+
+
+def test_a_controller_killed_at_any_step_leaves_what_gc_removes_and_no_more(tmp_path: Path) -> None:
+    walked = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.every_step", tmp_path],
         cwd=Path(__file__).parents[2],
         capture_output=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()  # the control: the step was reached
+    assert walked.returncode == 0, walked.stderr.decode()[-4000:]
+    steps = {path.parent: path.read_text().partition(" ") for path in tmp_path.glob("*/died")}
+    assert {step for _, _, step in steps.values()} >= set(LANDMARKS)
+    try:
+        for directory, (code, _, step) in steps.items():
+            assert int(code) == -signal.SIGKILL, step  # the control: the step was reached
+            asyncio.run(check_cleaned(Live(directory), step))
+    finally:
+        for directory in steps:  # no mount shall outlive a test that failed
+            for session in Live(directory).sessions():
+                release_workspace(session)
+
+
+async def check_cleaned(live: Live, step: str) -> None:
     names = [session.name for session in live.sessions()]
-    report = asyncio.run(collect(live))
-    assert report.problems == []
+    report = await collect(live)
+    assert report.problems == [], step
     for name in names:
-        assert not engine_leftovers(name.rpartition("@")[2]), report
-    assert not mounts_beneath(live.state)
-    assert not loop_devices_of(live.state)
-    assert live.files() == before
+        assert not engine_leftovers(name.rpartition("@")[2]), (step, report)
+    assert not mounts_beneath(live.state), step
+    assert not loop_devices_of(live.state), step
+    assert live.files() == USERS_FILES, step
     for session in live.sessions():
         left = {path.name for path in session.iterdir()}
-        assert left <= RECORD | {"interrupted"}, left
-        assert "ledger.jsonl" in left
-    again = asyncio.run(collect(live))
-    assert (again.containers, again.volumes, again.sessions) == ([], [], [])
+        assert left <= RECORD | {"interrupted"}, (step, left)
+        verified = verify_ledger(session / "ledger.jsonl")
+        assert verified.is_valid, (step, verified.problem)
+        # What has a result is finished, whatever was left to tidy up.
+        assert ("result.json" in left) is not ("interrupted" in left), (step, left)
+        assert (verified.status == "complete") or "interrupted" in left, (step, left)
+    again = await collect(live)
+    assert (again.sessions, again.problems) == ([], []), step
+
+
+USERS_FILES = {
+    "src": (0o40755, b""),
+    "src/a.txt": (0o100644, b"one\n"),
+    ".env": (0o100644, b"KEY=value\n"),
+    ".gitignore": (0o100644, b"build/\n"),
+}
+"""As ``Live.fill`` made them."""
 
 
 async def collect(live: Live) -> ReapReport:

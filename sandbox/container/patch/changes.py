@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,6 +28,13 @@ FILE_BYTES_MAX = 64 * 1024 * 1024
 TOTAL_BYTES_MAX = 256 * 1024 * 1024
 """Content read for one patch, before and after together; what comes later is withheld."""
 
+NEW_PATHS_MAX = 30_000
+"""New files and folders looked at for one patch; more is no patch that anybody reads."""
+NEW_PATH_BYTES_MAX = 16 * 1024 * 1024
+"""Their paths together: a task can nest folders until each name in them is 4 KiB long."""
+FOLDER_BYTES = 64
+"""What each folder on the way counts for beside its name: every rule about paths looks at each of them."""
+
 REGULAR, EXECUTABLE, SYMLINK = 0o100644, 0o100755, 0o120000
 
 _OPAQUE = (b"user.overlay.opaque", b"trusted.overlay.opaque")
@@ -37,6 +45,10 @@ _GIT_FOLDER = "git takes no patch to a repository's own folder"
 _DRAFT = re.compile(rb"\.agent-runner-[0-9a-f]{16}\.tmp")
 """What images/guest/files.c writes before it renames; a killed write leaves it."""
 _HOOKS_SHOWN = 5
+_TOO_MANY = (
+    f"a patch covers {NEW_PATHS_MAX} new files and folders, and {NEW_PATH_BYTES_MAX // 1024 // 1024} MiB of "
+    "their paths"
+)
 _CHANGED_MEANWHILE = "it changed on the host after the session began; copy it from the session by hand"
 
 
@@ -192,11 +204,21 @@ class _Comparison:
         self.refused: set[bytes] = set()
         """Changed paths that git would not take."""
         self.bytes_left = TOTAL_BYTES_MAX
+        self.new_paths_left = NEW_PATHS_MAX
+        self.new_path_bytes_left = NEW_PATH_BYTES_MAX
 
     def run(self, find_ignored: FindIgnored) -> Changes:
-        pending = [b""]
-        while pending:
-            self._read_directory(pending.pop(), pending)
+        # Folders of the user's all of them and first: no mass of new ones may hide what became of those.
+        # Then new ones, the shallow first: a chain of thousands is no reason to miss what stands beside it.
+        # Last the build products, however many: they are left out anyway.
+        known, new = deque([b""]), deque[bytes]()
+        while known:
+            self._read_directory(known.popleft(), known, new)
+        products = find_ignored([folder + b"/file" for folder in new]).keys() & set(new)
+        new = deque(folder for folder in new if folder not in products)
+        for folders in (new, deque(sorted(products))):
+            while folders:
+                self._read_directory(folders.popleft(), folders, folders)
         gone = {path for top in self.replaced for path in self._former_files(top)} - self.after.keys()
         self._leave_out_ignored(find_ignored)
         for path in sorted(gone | self.after.keys(), key=self._urgency):
@@ -240,8 +262,8 @@ class _Comparison:
         is_new = not self._was_file(path)
         return is_new, self.after[path].st_size if path in self.after else 0, path
 
-    def _read_directory(self, path: bytes, pending: list[bytes]) -> None:
-        names = list_directory(self.upper, path)
+    def _read_directory(self, path: bytes, known: deque[bytes], new: deque[bytes]) -> None:
+        names = self._bounded(path, list_directory(self.upper, path))
         hidden = self.patterns.match_names(path, names)
         with opened(path, os.O_DIRECTORY | os.O_RDONLY, directory=self.upper) as directory:
             self._check_marks(directory, path)
@@ -257,12 +279,34 @@ class _Comparison:
                 elif is_refused_by_git(name):
                     self.refused.add(child)
                 elif stat.S_ISDIR(entry.st_mode):
-                    pending.append(child)
+                    (known if child in self.manifest else new).append(child)
                     self._enter_directory(child)
                 elif _DRAFT.fullmatch(name) and stat.S_ISREG(entry.st_mode) and child not in self.manifest:
                     self._withhold(child, "a write of the sandbox that was cut off")
                 else:
                     self._read_entry(child, entry)
+
+    def _bounded(self, path: bytes, names: list[bytes]) -> list[bytes]:
+        """Return the names to look at: what was there when the session began, and as much else as may be."""
+        prefix = path + b"/" if path else b""
+        above = len(prefix) + FOLDER_BYTES * prefix.count(b"/")
+        is_new = bool(path) and path not in self.manifest
+        kept, left = [], 0
+        for name in names:
+            if not is_new and prefix + name in self.manifest:
+                kept.append(name)
+                continue
+            size = above + len(name)
+            if self.new_paths_left < 1 or self.new_path_bytes_left < size:
+                left += 1
+                continue
+            self.new_paths_left -= 1
+            self.new_path_bytes_left -= size
+            kept.append(name)
+        if left:
+            reason = f"{left} new names in it were not looked at: {_TOO_MANY}"
+            self._withhold(path or b".", reason, "alarming")
+        return kept
 
     def _changed_hooks(self, path: bytes) -> str:
         """Name what was put in a repository's hooks: that is what a reviewer wants to know of."""
@@ -330,7 +374,7 @@ class _Comparison:
             self._withhold(path, str(exc))
             return
         if before != after:
-            if _is_git_file(path) and any(version and version.mode == SYMLINK for version in (before, after)):
+            if any(version and version.mode == SYMLINK for version in (before, after)) and _is_git_file(path):
                 self._withhold(path, "git takes no symlink of that name")
                 return
             self.result.changes.append(Change(path, before, after))

@@ -28,34 +28,47 @@ def find_ignored(
     ``workspace`` is the user's directory, open; ``manifest`` maps the paths of the session's start to
     their records; ``added`` are paths of files that were not there then. Content is not looked at.
     """
-    folders = {folder for path in added for folder in _folders(path)}
+    folders = _folders_above(added)
     rules = _read_rules(workspace, manifest, folders)
     if not rules:
         return {}
     ignored = check(rules, [*added, *(folder + b"/" for folder in folders if folder)])
+    topmost: dict[bytes, bytes | None] = {}
+    for folder in folders:
+        above = topmost.get(_parent(folder)) if folder else None
+        is_ignored = bool(folder) and folder + b"/" in ignored
+        topmost[folder] = above if above is not None else folder if is_ignored else None
     found: dict[bytes, list[bytes]] = {}
     for path in added:
-        if (top := _topmost(path, ignored)) is not None:
+        top = topmost[_parent(path)]
+        if top is None and path in ignored:
+            top = path
+        if top is not None:
             found.setdefault(top, []).append(path)
     return found
 
 
-def _folders(path: bytes) -> list[bytes]:
-    """The folders above a path, the workspace (``b""``) first."""
-    parts = path.split(b"/")[:-1]
-    return [b"/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+def _folders_above(paths: Sequence[bytes]) -> list[bytes]:
+    """Return every folder above any of the paths once, each after those above it; the workspace is ``b""``.
+
+    Each folder is looked at once, not once for each path beneath it: a task nests them by the thousand.
+    """
+    folders: set[bytes] = set()
+    for path in paths:
+        folder = _parent(path)
+        while folder not in folders:
+            folders.add(folder)
+            folder = _parent(folder)
+    return sorted(folders)
 
 
-def _topmost(path: bytes, ignored: set[bytes]) -> bytes | None:
-    for folder in _folders(path):
-        if folder and folder + b"/" in ignored:
-            return folder
-    return path if path in ignored else None
+def _parent(path: bytes) -> bytes:
+    return path.rpartition(b"/")[0]
 
 
-def _read_rules(workspace: int, manifest: dict[bytes, bytes], folders: set[bytes]) -> dict[bytes, bytes]:
+def _read_rules(workspace: int, manifest: dict[bytes, bytes], folders: Sequence[bytes]) -> dict[bytes, bytes]:
     rules = {}
-    for folder in sorted(folders):
+    for folder in folders:
         path = folder + b"/" + IGNORE_FILE if folder else IGNORE_FILE
         if path in manifest and (content := _read(workspace, path)) is not None:
             rules[path] = content

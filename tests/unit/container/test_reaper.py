@@ -105,6 +105,23 @@ async def test_a_volume_without_its_container_goes_too(tmp_path: Path, dead: str
     assert (await reap(runtime, tmp_path, release)).volumes == ["agent-runner-one"]
 
 
+async def test_a_session_that_died_before_its_first_line_never_began(tmp_path: Path, dead: str) -> None:
+    directory = make_session(tmp_path, "s", dead, "egress/")
+    (directory / "ledger.jsonl").touch()
+    report = await reap(FakeRuntime(), tmp_path, release)
+    assert (report.sessions, report.interrupted, report.problems) == (["s"], [], [])
+    assert not directory.exists()
+
+
+async def test_what_a_dead_controller_was_just_writing_goes(tmp_path: Path, dead: str) -> None:
+    finished = ("ledger.jsonl", "patch.diff", "result.json")
+    directory = make_session(tmp_path, "s", dead, *finished, ".statement.json.0123abcd", "patch.diff.new")
+    report = await reap(FakeRuntime(), tmp_path, release)
+    assert (report.sessions, report.interrupted, report.problems) == (["s"], [], [])
+    assert names(directory) == ["ledger.jsonl", "owner", "patch.diff", "result.json"]
+    assert await reap(FakeRuntime(), tmp_path, release) == ReapReport()
+
+
 async def test_a_dead_session_keeps_its_record_and_is_marked(tmp_path: Path, dead: str) -> None:
     files = ("ledger.jsonl", "patch.diff", "mask/", "upper/", "work/", "egress/", "trust/")
     directory = make_session(tmp_path, "s", dead, *files)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.container.patch import changes
 from sandbox.container.patch.apply import apply_patch
 from sandbox.container.patch.changes import is_refused_by_git
 from sandbox.container.patch.export import ExportedPatch, export_patch
@@ -557,9 +558,9 @@ def test_hard_links_are_separate_files(session: Session) -> None:
 
 def test_a_pit_of_folders_ends_where_paths_end(session: Session) -> None:
     descriptor = os.open(session.upper, os.O_RDONLY)
-    for _ in range(2500):
-        os.mkdir("d", dir_fd=descriptor)
-        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+    for _ in range(25):
+        os.mkdir("d" * 250, dir_fd=descriptor)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=descriptor)
         os.close(descriptor)
         descriptor = inner
     os.close(descriptor)
@@ -753,5 +754,63 @@ def test_more_ignored_names_than_a_pipe_holds_do_not_hold_up_the_export(tmp_path
         assert exported
         assert [file.path for file in exported[0].files] == [b"seen"]
         assert withheld(exported[0])[b"build"].endswith("(1500 new files)")
+    finally:
+        release_workspace(directory)
+
+
+def test_a_mass_of_new_files_and_folders_is_bounded_and_hides_nothing_of_the_users(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (b"", b"src/", b"aaa/"):
+        for number in range(20):
+            session.write(folder + b"mass%d" % number, b"x\n")
+    session.write(b"src/main.py", b"print(2)\n")
+    session.delete(b"README.md")
+    session.write(b"node_modules/late", b"x\n")
+    everything = {file.path for file in session.export().files}  # the control: without a limit all is there
+    assert len(everything) == 63
+    monkeypatch.setattr(changes, "NEW_PATHS_MAX", 30)
+    exported = session.export()
+    kept = {file.path for file in exported.files}
+    assert {b"src/main.py", b"README.md"} <= kept
+    assert 20 <= len(kept) < 33
+    told = [item for item in exported.withheld if "were not looked at" in item.reason]
+    assert told
+    assert {item.weight for item in told} == {"alarming"}
+
+
+def test_folders_nested_by_the_thousand_do_not_keep_what_stands_beside_them_from_the_patch(
+    session: Session,
+) -> None:
+    deep = os.open(session.upper, os.O_RDONLY)
+    for _ in range(5000):
+        os.mkdir(b"d", dir_fd=deep)
+        below = os.open(b"d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    session.write(b"zzz/beside/new.txt", b"x\n")
+    exported = session.export()
+    assert [file.path for file in exported.files] == [b"zzz/beside/new.txt"]
+    (cut,) = [item for item in exported.withheld if "were not looked at" in item.reason]
+    assert 300 < cut.path.count(b"/") < 2048
+
+
+def test_build_products_do_not_use_up_what_new_work_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "NEW_PATHS_MAX", 30)
+    workspace, directory = tmp_path / "project", tmp_path / "state" / "sessions" / "s1"
+    workspace.mkdir()
+    (workspace / ".gitignore").write_text("build/\n")
+    prepare_workspace(workspace, PATTERNS, directory).wait_base_tree()
+    try:
+        for folder, count in (("build", 100), ("src", 5)):
+            (directory / "upper" / folder).mkdir()
+            for number in range(count):
+                (directory / "upper" / folder / str(number)).touch()
+        exported = export_patch(directory, workspace, PATTERNS, directory / "patch.diff")
+        assert [file.path for file in exported.files] == [b"src/%d" % number for number in range(5)]
+        assert b"build" in withheld(exported)
     finally:
         release_workspace(directory)
