@@ -208,9 +208,11 @@ class Connection:
             upstream.close()
             self._record_close(attempt, reason)
 
-    def _find_leak(self, attempt: Attempt, decision: EgressDecision, target: Authority) -> Refusal | None:
+    def _find_leak(
+        self, attempt: Attempt, decision: EgressDecision | None, target: Authority
+    ) -> Refusal | None:
         """Return why a name that a client may have made up is not even recorded, or None."""
-        if decision.is_exact_name:
+        if decision is not None and decision.is_exact_name:
             return None
         leak = self._around.credentials.find_in_name(target.host)
         if leak is not None:
@@ -289,9 +291,11 @@ class Connection:
         attempt.path = self._around.credentials.watch.redactor().clean(asked.path)
         if self._around.network.enforce_tls:
             attempt.target, attempt.rule = target, "network.enforce_tls"
-            leak = self._find_leak(attempt, decide_egress(self._around.network, target.host, 0), target)
-            refusal = leak or Refusal("tls_required", "use https; plain HTTP is off (enforce_tls)")
-            await self._refuse(attempt, refusal)
+            leak = self._find_leak(attempt, None, target)
+            required = Refusal("tls_required", "use https; plain HTTP is off (enforce_tls)")
+            await self._refuse(attempt, leak or required)
+            if head.has_body:
+                await hear_out(self._client)
             return False
         decision = self._decide(attempt, target)
         request = self._judge_plain(head, attempt, decision, target, asked.path)

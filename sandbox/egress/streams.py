@@ -187,8 +187,8 @@ class TlsStream:
 async def hear_out(connection: socket.socket) -> None:
     """End our half, then drop what a client still sends until it ends its own, within bounds.
 
-    A socket that is closed over unread bytes is reset, and the answer just written may be lost with it: who is
-    refused in the middle of an upload should learn why.
+    A socket that is closed over unread bytes is reset, and the answer just written may be lost with it: who
+    is refused in the middle of an upload should learn why.
     """
     left = _HEAR_OUT_BYTES
     with suppress(OSError):  # TimeoutError is one
