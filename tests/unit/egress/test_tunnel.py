@@ -369,10 +369,10 @@ async def test_an_answer_given_before_the_whole_request_was_read_arrives(tunnels
     sent = tunnel.client.send(b"x" * 100_000)
     tunnel.client.setblocking(False)
     await wait_until(lambda: tunnel.traffic.up == sent)
-    # In one turn of the loop the relay finds an upload to write on, a reset, and the answer before it.
+    # In one turn of the loop the relay finds an upload to write on, then the answer and the reset behind it.
+    tunnel.client.send(b"y" * 1000)
     tunnel.origin.send(b"413 no")
     tunnel.origin.close()
-    tunnel.client.send(b"y" * 1000)
     async with asyncio.timeout(10):
         assert await loop.sock_recv(tunnel.client, 1000) == b"413 no"
     assert await tunnel.outcome() == "reset"
