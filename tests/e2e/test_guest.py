@@ -758,8 +758,9 @@ def ask(kind, up, down):
     head, body, tail = data[:32], data[32:32 + down], data[32 + down:]
     results.append(hashlib.sha256(body).digest() == head and tail == hashlib.sha256(sent).digest())
 for _ in range(5):
-    threads = [threading.Thread(target=ask, args=(random.choice(['slow', 'quick', 'reset']),
-               random.choice([0, 1, 70000, 300000]), random.choice([0, 1, 65536, 400000]))) for _ in range(100)]
+    kinds = random.choices(['slow', 'quick', 'reset'], k=100)
+    ups, downs = random.choices([0, 1, 70000, 300000], k=100), random.choices([0, 1, 65536, 400000], k=100)
+    threads = [threading.Thread(target=ask, args=one) for one in zip(kinds, ups, downs)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
 print(len(results) > 250, set(results))
@@ -769,9 +770,7 @@ print(len(results) > 250, set(results))
         relay = relay_of(box)
         before = relay.descriptors()
         assert (await python(box.channel, script)).stdout == b"True {True}\n"
-        async with asyncio.timeout(5):
-            while relay.descriptors(sockets_only=True) > before:
-                await asyncio.sleep(0.02)
+        await wait_until(lambda: relay.descriptors(sockets_only=True) <= before)
         assert relay.descriptors() <= before + 2 * 48  # its pipes, which it keeps
 
 
@@ -782,7 +781,7 @@ class RelayProcess:
         self._proc = Path("/proc") / str(pid)
 
     def descriptors(self, *, sockets_only: bool = False) -> int:
-        places = [os.readlink(one) for one in (self._proc / "fd").iterdir()]
+        places = [str(one.readlink()) for one in (self._proc / "fd").iterdir()]
         return sum(not sockets_only or "socket:" in place for place in places)
 
     def ticks(self) -> int:
