@@ -33,6 +33,7 @@ from sandbox.guest.messages import (
     SearchResult,
     SpawnFailed,
 )
+from tests.egress_world import wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -708,7 +709,7 @@ async def test_five_hundred_connections_lose_no_byte_and_leave_no_descriptor(tmp
     """Sizes at random, slow readers, half-closes, resets; the digest of every direction is compared."""
 
     async def answer_with_digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        size = int.from_bytes(await reader.readexactly(4), "big")
+        size = int.from_bytes((await reader.read(4)).rjust(4, b"\0"), "big")
         down = os.urandom(size)
         writer.write(hashlib.sha256(down).digest())
         seen = hashlib.sha256()
