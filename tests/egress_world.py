@@ -292,6 +292,11 @@ class TlsClient:
             self._tls.unwrap()
         await self._flush()
 
+    def hear(self, data: bytes) -> None:
+        """Take bytes as if they had come from the other side. Raises ssl.SSLError for what is none of its."""
+        self._incoming.write(data)
+        self._tls.read(1)
+
     def parting(self) -> bytes:
         """Return what TLS still has to say, an alert after a failed handshake."""
         return self._outgoing.read()

@@ -220,8 +220,12 @@ static bool holds_bytes(const struct side *side)
     return side->piped > 0 || side->start < side->end;
 }
 
-/* Move bytes from a side that holds none into a pipe, or into its buffer. False when the side failed. */
-static bool take(struct side *side)
+/*
+ * Move bytes from a side that holds none into a pipe, or into its buffer. False when the side failed. A side that was
+ * just found readable and has nothing to splice has TCP's urgent byte at its front, which no splice gets past: we would
+ * wake for ever. A read leaves it out.
+ */
+static bool take(struct side *side, bool was_readable)
 {
     if (!side->pipe && !(side->pipe = borrow_pipe()))
         return fill(side, BUFFER_BYTES);
@@ -231,6 +235,8 @@ static bool take(struct side *side)
         return_pipe(side);
         return fill(side, BUFFER_BYTES);
     }
+    if (got < 0 && errno == EAGAIN && was_readable)
+        return fill(side, BUFFER_BYTES);
     if (got < 0)
         return errno == EAGAIN || errno == EINTR;
     if (got == 0)
@@ -294,6 +300,24 @@ static bool hear_answer(struct connection *connection)
     return flush(gateway, &connection->sides[0]);
 }
 
+/*
+ * Write on; where the other side takes no more, take no more either. It may have answered before it had heard all (a
+ * refusal in the middle of an upload): what it said is in our hands or waits to be read, and is passed on first. False
+ * when that cannot be: it is the client that is gone.
+ */
+static bool flush_or_give_up(struct connection *connection, int i)
+{
+    struct side *from = &connection->sides[i];
+    if (flush(from, &connection->sides[1 - i]))
+        return true;
+    if (i == 1)
+        return false;
+    return_pipe(from);
+    from->start = from->end = 0;
+    from->is_at_end = from->is_passed_on = true;
+    return true;
+}
+
 static bool serve(struct connection *connection, const short revents[2])
 {
     struct side *client = &connection->sides[0], *gateway = &connection->sides[1];
@@ -309,15 +333,15 @@ static bool serve(struct connection *connection, const short revents[2])
         return true;
     }
     for (int i = 0; i < 2; i++) {
-        struct side *from = &connection->sides[i], *to = &connection->sides[1 - i];
+        struct side *from = &connection->sides[i];
         bool is_ready = revents[i] & (POLLIN | POLLHUP | POLLERR);
-        if (!flush(from, to))
+        if (!flush_or_give_up(connection, i))
             return false;
         for (int turn = 0; is_ready && turn < TURNS && !holds_bytes(from) && !from->is_at_end; turn++) {
-            if (!take(from))
+            if (!take(from, turn == 0))
                 return false;
             is_ready = holds_bytes(from);
-            if (!flush(from, to))
+            if (!flush_or_give_up(connection, i))
                 return false;
         }
         if (from->piped == 0)

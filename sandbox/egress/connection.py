@@ -32,7 +32,7 @@ from sandbox.egress.request import (
 )
 from sandbox.egress.resolve import Dialer, PeerMismatch, Resolver, dial_first
 from sandbox.egress.rules import judge_request
-from sandbox.egress.streams import PlainStream
+from sandbox.egress.streams import PlainStream, hear_out
 from sandbox.egress.tls import HelloReader, judge_hello
 from sandbox.egress.tunnel import CHUNK_BYTES, BudgetSpent, Traffic, relay
 from sandbox.events import EgressConnection
@@ -181,7 +181,11 @@ class Connection:
             await self._refuse(attempt, target)
             return
         decision = self._decide(attempt, target)
-        refusal = _refusal_of(decision) or check_host(head, target, target.port)
+        refusal = (
+            self._find_leak(attempt, decision, target)
+            or _refusal_of(decision)
+            or check_host(head, target, target.port)
+        )
         is_opened = decision.entry is not None and decision.entry.inspect
         if refusal is None and decision.entry is not None and (is_opened or decision.entry.rules):
             refusal = self._check_inspection(target, is_opened=is_opened)
@@ -203,6 +207,17 @@ class Connection:
         finally:
             upstream.close()
             self._record_close(attempt, reason)
+
+    def _find_leak(
+        self, attempt: Attempt, decision: EgressDecision | None, target: Authority
+    ) -> Refusal | None:
+        """Return why a name that a client may have made up is not even recorded, or None."""
+        if decision is not None and decision.is_exact_name:
+            return None
+        leak = self._around.credentials.find_in_name(target.host)
+        if leak is not None:
+            attempt.target = None
+        return leak
 
     def _check_inspection(self, target: Authority, *, is_opened: bool) -> Refusal | None:
         """Return why requests to a host whose requests are judged could not be; None when they can."""
@@ -263,7 +278,8 @@ class Connection:
             return Refusal("timeout", "no complete ClientHello arrived in time")
         if isinstance(hello, Refusal):
             return hello
-        attempt.sni = hello.server_name
+        shown = (hello.server_name or b"").decode("latin-1")
+        attempt.sni = None if self._around.credentials.find_in_name(shown) else hello.server_name
         return judge_hello(hello, target.host, is_opened=is_opened) or bytes(reader.received)
 
     async def _serve_forward(self, head: RequestHead, attempt: Attempt) -> bool:
@@ -275,13 +291,19 @@ class Connection:
         attempt.path = self._around.credentials.watch.redactor().clean(asked.path)
         if self._around.network.enforce_tls:
             attempt.target, attempt.rule = target, "network.enforce_tls"
-            await self._refuse(attempt, Refusal("tls_required", "use https; plain HTTP is off (enforce_tls)"))
+            leak = self._find_leak(attempt, None, target)
+            required = Refusal("tls_required", "use https; plain HTTP is off (enforce_tls)")
+            await self._refuse(attempt, leak or required)
+            if head.has_body:
+                await hear_out(self._client)
             return False
         decision = self._decide(attempt, target)
         request = self._judge_plain(head, attempt, decision, target, asked.path)
         refusal = request if isinstance(request, Refusal) else None
         upstream = await self._open_upstream(attempt, decision, target, refusal)
         if upstream is None or isinstance(request, Refusal):
+            if head.has_body:
+                await hear_out(self._client)
             return False
         reason: str | Refusal = ""
         try:
@@ -295,6 +317,8 @@ class Connection:
             reason = outcome.refusal or outcome.reason
             if outcome.refusal is not None and not outcome.is_begun:
                 await self._answer(attempt, outcome.refusal)
+            if not (outcome.keeps_client or request.body.is_complete):
+                await hear_out(self._client)
             return outcome.keeps_client
         except BaseException as exc:
             reason = _word_of(exc)
@@ -312,7 +336,13 @@ class Connection:
         misuse = credentials.find_misuse(None, head)
         if misuse == LEAK:
             attempt.path = None  # it may be spelt in a way that clean() does not know
-        refusal = _refusal_of(decision) or check_host(head, target, 80) or check_upgrade(head) or misuse
+        refusal = (
+            self._find_leak(attempt, decision, target)
+            or _refusal_of(decision)
+            or check_host(head, target, 80)
+            or check_upgrade(head)
+            or misuse
+        )
         if refusal is not None or decision.entry is None:
             return (
                 refusal or _refusal_of(decision) or Refusal("policy_error", "no entry of the policy decided")

@@ -108,6 +108,10 @@ class Credentials:
         fields.append((b"Accept-Encoding", b"identity"))
         return fields, " ".join(source for source in used if source) or None
 
+    def find_in_name(self, host: str) -> Refusal | None:
+        """Return why a name that the client made up may not be looked up, or None."""
+        return self.watch.find_in_name(host) if self.entries else None
+
     def find_misuse(self, host: str | None, head: RequestHead) -> Refusal | None:
         """Return why a request's head may not go to a host, or None. Of None: to a host over plain HTTP."""
         if not self.entries:

@@ -98,9 +98,15 @@ async def exchange(
 
     The exchange ends when no byte has passed in either direction for ``idle_seconds``.
     """
-    head = request.head
+    head, body = request.head, request.body
+    if head.minor == 1 and not body.is_complete and b"100-continue" in head.tokens(b"expect"):
+        # Before anything is sent: an answer that came at once must not have this in its middle.
+        try:
+            await send_down(traffic, client, CONTINUE)
+        except BudgetSpent:
+            return Outcome("budget_spent", is_begun=True)
     response = Response(is_head=head.method == "HEAD", websocket_key=request.websocket_key)
-    sending = asyncio.create_task(_send_request(client, upstream, request, traffic))
+    sending = asyncio.create_task(_send_request(upstream, request, traffic))
     receiving = asyncio.create_task(_return_response(client, upstream, request, response, traffic))
     traffic.active_at = time.monotonic()
     try:
@@ -131,11 +137,9 @@ async def exchange(
         await asyncio.gather(sending, receiving, return_exceptions=True)
 
 
-async def _send_request(client: Stream, upstream: Stream, request: Forwarded, traffic: Traffic) -> None:
+async def _send_request(upstream: Stream, request: Forwarded, traffic: Traffic) -> None:
     head, body = request.head, request.body
     await send_up(traffic, upstream, request.outgoing)
-    if head.minor == 1 and not body.is_complete and b"100-continue" in head.tokens(b"expect"):
-        await send_down(traffic, client, CONTINUE)
     while piece := await body.next_piece():
         await send_up(traffic, upstream, _chunk(piece) if head.is_chunked else piece)
     if head.is_chunked:

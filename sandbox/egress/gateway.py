@@ -181,8 +181,13 @@ class Gateway:
         def judge(
             old: EgressDecision, target: Authority, addresses: tuple[str, ...]
         ) -> EgressDecision | None:
-            new = judge_again(before, network, old, target, addresses)
-            return new if new is not None and self._allowance(new, target) > 0 else None
+            try:
+                new = judge_again(before, network, old, target, addresses)
+                return new if new is not None and self._allowance(new, target) > 0 else None
+            except Exception:
+                # What cannot be judged ends, and the others are judged all the same.
+                _LOG.exception("egress gateway could not judge a tunnel by the new policy; it is closed")
+                return None
 
         for task, connection in self._connections.items():
             if not connection.review(judge):

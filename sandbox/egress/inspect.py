@@ -32,7 +32,7 @@ from sandbox.egress.request import (
 )
 from sandbox.egress.resolve import Dialer, PeerMismatch, dial_first
 from sandbox.egress.rules import judge_request
-from sandbox.egress.streams import TlsStream, relay_streams
+from sandbox.egress.streams import TlsEnded, TlsStream, hear_out, relay_streams
 from sandbox.events import EgressConnection
 from sandbox.policy.hosts import Authority, EgressDecision, Refusal
 from sandbox.policy.model import HostEntry
@@ -118,6 +118,7 @@ class InspectedTunnel:
         self._pending = bytearray()
         self._upstream: TlsStream | None = None
         self._is_used = False
+        self._is_body_read = False
 
     async def serve(self, hello: bytes) -> str | Refusal:
         """Open TLS, beginning with the accepted ClientHello, and serve; return how it ended, for the record.
@@ -144,20 +145,25 @@ class InspectedTunnel:
             async with asyncio.timeout(self._inspection.handshake_seconds):
                 await client.handshake()
         except ssl.SSLError as exc:
-            if exc.reason not in _MISTRUST:
-                return Refusal("tls_malformed", f"the client's TLS handshake failed: {exc.reason}")
-            refusal = Refusal(
-                "client_rejected_ca",
-                f"the client does not trust the session's authority: let it read the trust bundle, "
-                f"or set inspect: false for {self._target.host}",
+            return self._mistrust(exc.reason) or Refusal(
+                "tls_malformed", f"the client's TLS handshake failed: {exc.reason}"
             )
-            _LOG.warning("egress connection %d: %s", self._attempt.number, refusal.hint)
-            return refusal
         except TimeoutError:
             return Refusal("timeout", "the client's TLS handshake was not complete in time")
         except OSError:
             return Refusal("tls_malformed", "the client closed inside its TLS handshake")
         return None
+
+    def _mistrust(self, reason: str | None) -> Refusal | None:
+        if reason not in _MISTRUST:
+            return None
+        refusal = Refusal(
+            "client_rejected_ca",
+            f"the client does not trust the session's authority: let it read the trust bundle, "
+            f"or set inspect: false for {self._target.host}",
+        )
+        _LOG.warning("egress connection %d: %s", self._attempt.number, refusal.hint)
+        return refusal
 
     async def _shake_upstream(self, connection: socket.socket) -> TlsStream | Refusal:
         stream = TlsStream(connection, self._inspection.upstream_tls, server_name=self._target.host)
@@ -180,7 +186,10 @@ class InspectedTunnel:
             keep = inspection.keep_seconds if count else None
             try:
                 head = await read_head(client, self._pending, inspection.head_seconds, idle_seconds=keep)
-            except ConnectionError:
+            except ConnectionError as exc:
+                # In TLS 1.3 the server is done before the client has looked at its certificate.
+                if not count and isinstance(exc, TlsEnded) and (refusal := self._mistrust(exc.reason)):
+                    return refusal
                 head = None  # cut without a goodbye: common between requests
             if head is None or (isinstance(head, Refusal) and not self._pending and head.reason == "timeout"):
                 return failure or ("ok" if count else "no_request")
@@ -189,13 +198,16 @@ class InspectedTunnel:
             count += 1
             ended = await self._serve_one(client, head, failure)
             if ended is not None:
+                if isinstance(head, RequestHead) and head.has_body and not self._is_body_read:
+                    client.say_goodbye()
+                    await hear_out(self._client_socket)
                 return ended
 
     async def _serve_one(
         self, client: TlsStream, head: RequestHead | Refusal, failure: Refusal | None
     ) -> str | Refusal | None:
         """Serve one request; return None when the next may follow."""
-        attempt = self._attempt.inner()
+        attempt, self._is_body_read = self._attempt.inner(), False
         try:
             judged = self._judge(client, head, attempt)
             refusal = judged if isinstance(judged, Refusal) else failure
@@ -225,6 +237,7 @@ class InspectedTunnel:
         outcome = await exchange(
             client, self._upstream, judged, self._attempt.traffic, self._inspection.idle_seconds
         )
+        self._is_body_read = judged.body.is_complete
         return await self._after(client, attempt, outcome, judged, is_reused=is_reused)
 
     def _judge(self, client: TlsStream, head: RequestHead | Refusal, attempt: Attempt) -> Forwarded | Refusal:
@@ -250,6 +263,9 @@ class InspectedTunnel:
                 decision.reason if not decision.is_allowed else "host_not_allowed",
                 decision.hint or "not allowed by the session's network policy any more",
             )
+        traffic = self._attempt.traffic
+        if traffic.allowance() <= 0 and not traffic.account(1, 0):  # asking for one makes it known
+            return Refusal("budget_spent", f"this session's bytes for {target.host} are used up (max_bytes)")
         inner = judge_inner(head, target, decision.entry, credentials)
         if isinstance(inner, Refusal):
             if inner == LEAK:

@@ -30,6 +30,9 @@ class Watch:
         self._secrets = tuple(dict.fromkeys(secrets))
         self._placeholders = tuple(dict.fromkeys(placeholders))
         self._forms = tuple(dict.fromkeys(form for secret in self._secrets for form in _forms(secret)))
+        spelt = [form for secret in self._secrets for form in (*_forms(secret), *_base32_forms(secret))]
+        self._name_forms = _without_case_and_dots(spelt)
+        self._name_placeholders = _without_case_and_dots(self._placeholders)
         plain = (*self._secrets, *self._placeholders)
         # Percent-encoded twice, each byte takes five.
         self.reach = max([0, *(5 * len(one) for one in plain), *(len(form) for form in self._forms)])
@@ -43,6 +46,16 @@ class Watch:
         if any(form in data for form in self._forms) or _any_in(self._secrets, texts):
             return LEAK
         return MISUSE if _any_in(self._placeholders, texts) else None
+
+    def find_in_name(self, host: str) -> Refusal | None:
+        """Return why a name may not be looked up, or None: looking it up carries it to whoever owns its end.
+
+        Names know no case, and what is too long for one label is cut into several.
+        """
+        name = host.lower().replace(".", "")
+        if any(form in name for form in self._name_forms):
+            return LEAK
+        return MISUSE if any(form in name for form in self._name_placeholders) else None
 
     def outbound(self) -> Outbound:
         """Return a watch over one body that leaves."""
@@ -128,3 +141,17 @@ def _forms(secret: bytes) -> list[bytes]:
         last = (before + len(secret)) * 8 // 6
         forms += [text[first:last], text[first:last].translate(bytes.maketrans(b"+/", b"-_"))]
     return list(dict.fromkeys(forms))
+
+
+def _base32_forms(secret: bytes) -> list[bytes]:
+    """Return how base32, the usual way to put bytes into names, may spell a secret: five forms."""
+    forms = []
+    for before in range(5):
+        text = base64.b32encode(bytes(before) + secret)
+        forms.append(text[-(-before * 8 // 5) : (before + len(secret)) * 8 // 5])
+    return forms
+
+
+def _without_case_and_dots(forms: Iterable[bytes]) -> tuple[str, ...]:
+    texts = (form.decode("latin-1").lower().replace(".", "") for form in forms)
+    return tuple(dict.fromkeys(text for text in texts if text))

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 PIPE_BYTES = 1024 * 1024
 """Asked for; the kernel grants an ordinary user less when all its pipes together are large."""
 _KEPT = 16
+_LENT = 64
+"""At a time. A client that reads nothing, in every connection it may have, must not use up the controller's
+descriptors, nor hold more of the kernel's memory than these pipes do: further connections are copied."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,26 @@ class Pipes:
 
     def __init__(self) -> None:
         self._free: list[Pipe] = []
+        self._lent = 0
         self._is_closed = False
 
     def borrow(self) -> Pipe | None:
-        """Return an empty pipe, or None when there are no descriptors left for one."""
+        """Return an empty pipe, or None when too many are lent, or no descriptors are left for one."""
+        if self._lent >= _LENT:
+            return None
         if self._free:
+            self._lent += 1
             return self._free.pop()
         try:
             read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
+        self._lent += 1
         return Pipe(read_end, write_end, _widen(write_end))
 
     def give_back(self, pipe: Pipe, *, is_empty: bool) -> None:
         """Take a pipe back. One with bytes in it is closed: they are another connection's secrets."""
+        self._lent -= 1
         if self._is_closed or not is_empty or len(self._free) >= _KEPT or _holds_bytes(pipe):
             _close(pipe)
         else:

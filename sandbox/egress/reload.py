@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sandbox.errors import PolicyError
-from sandbox.policy.hosts import Authority, EgressDecision, decide_egress, is_denied
+from sandbox.policy.hosts import Authority, EgressDecision, decide_egress, inspected_hosts, is_denied
 from sandbox.policy.model import HostEntry, NetworkPolicy
 
 _REMEDY = "start a new session for it"
@@ -16,11 +16,11 @@ def refuse_what_needs_a_new_session(first: NetworkPolicy, new: NetworkPolicy) ->
 
     ``first`` is the policy that the session began with, which its certificate authority was made for.
     """
-    covered = {entry.host for entry in first.allowlist if _is_inspected(first, entry)}
-    for entry in new.allowlist:
-        if _is_inspected(new, entry) and entry.host not in covered:
+    covered = inspected_hosts(first)
+    for host in inspected_hosts(new):
+        if host not in covered:
             raise PolicyError(
-                f"cannot inspect {entry.host} in a running session: its container trusts the session's "
+                f"cannot inspect {host} in a running session: its container trusts the session's "
                 f"certificates for what was inspected at its start only; {_REMEDY}"
             )
     if new.inject != first.inject:
@@ -54,11 +54,6 @@ def judge_again(
     if any(is_denied(now, address) for address in addresses):
         return None
     return new
-
-
-def _is_inspected(network: NetworkPolicy, entry: HostEntry) -> bool:
-    is_injected = any(injection.host == entry.host for injection in network.inject)
-    return entry.inspect or bool(entry.rules) or is_injected
 
 
 def _meaning(entry: HostEntry) -> dict[str, Any]:  # JSON data of the entry

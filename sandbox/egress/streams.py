@@ -19,6 +19,17 @@ from sandbox.egress.leaks import Redactor
 from sandbox.egress.tunnel import CHUNK_BYTES, BudgetSpent, Traffic
 
 Data = bytes | bytearray | memoryview
+_HEAR_OUT_SECONDS = 2.0
+_HEAR_OUT_BYTES = 16 * 1024 * 1024
+
+
+class TlsEnded(ConnectionResetError):
+    """TLS was ended by other than a goodbye."""
+
+    def __init__(self, reason: str | None) -> None:
+        self.reason = reason
+        """OpenSSL's name for it."""
+        super().__init__(f"TLS ended badly: {reason}")
 
 
 class Stream(Protocol):
@@ -99,7 +110,7 @@ class TlsStream:
                     await self._flush()
                 await self._fill()
             except ssl.SSLError as exc:
-                raise ConnectionResetError(f"TLS ended badly: {exc.reason}") from exc
+                raise TlsEnded(exc.reason) from exc
             else:
                 return self._with_more(data, limit) if data else data
 
@@ -109,7 +120,7 @@ class TlsStream:
             try:
                 self._tls.write(data[start : start + CHUNK_BYTES])
             except ssl.SSLError as exc:
-                raise ConnectionResetError(f"TLS ended badly: {exc.reason}") from exc
+                raise TlsEnded(exc.reason) from exc
             await self._flush()
 
     def unasked(self) -> Literal["nothing", "bytes", "end"]:
@@ -131,13 +142,17 @@ class TlsStream:
 
     def close(self) -> None:
         """Say goodbye if that is possible without waiting, and close the socket. Idempotent."""
+        self.say_goodbye()
+        self._connection.close()
+
+    def say_goodbye(self) -> None:
+        """End TLS if that is possible without waiting; nothing can be sent any more. Idempotent."""
         if self._is_shaken and not (self._is_broken or self._writing.locked()):
             with suppress(OSError):  # ssl.SSLError is one: the other side has not said goodbye
                 self._tls.unwrap()
             with suppress(OSError):
                 self._connection.send(self._outgoing.read())
         self._is_broken = True
-        self._connection.close()
 
     def _with_more(self, data: bytes, limit: int) -> bytes:
         """Add what is here already: a record holds 16 KiB at most, and each turn of the loop costs."""
@@ -167,6 +182,20 @@ class TlsStream:
                 except BaseException:
                     self._is_broken = True  # perhaps inside a record
                     raise
+
+
+async def hear_out(connection: socket.socket) -> None:
+    """End our half, then drop what a client still sends until it ends its own, within bounds.
+
+    A socket that is closed over unread bytes is reset, and the answer just written may be lost with it: who
+    is refused in the middle of an upload should learn why.
+    """
+    left = _HEAR_OUT_BYTES
+    with suppress(OSError):  # TimeoutError is one
+        connection.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(_HEAR_OUT_SECONDS):
+            while left > 0 and (data := await asyncio.get_running_loop().sock_recv(connection, CHUNK_BYTES)):
+                left -= len(data)
 
 
 async def send_up(traffic: Traffic, upstream: Stream, data: Data) -> None:

@@ -103,6 +103,10 @@ async def relay(
             own.close()
 
 
+class _SinkGone(Exception):
+    """One side takes no more; what it said before may still wait to be read."""
+
+
 class _Relay:
     """Two lanes, and the clock that ends them."""
 
@@ -120,6 +124,7 @@ class _Relay:
         self.pipes = pipes
         self._idle_seconds = idle_seconds
         self._at_timeout = "idle"
+        self._at_end = "ok"
         self._lanes = (
             _Lane(self, client, upstream, traffic.take_up),
             _Lane(self, upstream, client, traffic.take_down),
@@ -148,11 +153,22 @@ class _Relay:
     def note_end_of(self, source: socket.socket) -> None:
         """A lane has come to its end: the relay has when both did, and soon when its source is all gone."""
         if all(lane.is_done for lane in self._lanes):
-            self.end("ok")
+            self.end(self._at_end)
         elif _is_gone(source):
-            self._idle_seconds, self._at_timeout = min(self._idle_seconds, _LINGER_SECONDS), "ok"
-            self._clock.cancel()
-            self._check_idle()
+            self._linger()
+
+    def note_refusal(self) -> None:
+        """A lane's sink takes no more: a server that answers before it has read all, and closes."""
+        self._at_end = "reset"
+        if all(lane.is_done for lane in self._lanes):
+            self.end("reset")
+        else:  # the other lane reads what it said, and then comes to the end or to the reset
+            self._linger()
+
+    def _linger(self) -> None:
+        self._idle_seconds, self._at_timeout = min(self._idle_seconds, _LINGER_SECONDS), self._at_end
+        self._clock.cancel()
+        self._check_idle()
 
     def _check_idle(self) -> None:
         # A lane that is stuck ends the tunnel although bytes dribble through the other one.
@@ -200,14 +216,16 @@ class _Lane:
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
             step()
+        except _SinkGone:
+            self._give_up()
         except OSError:
             self._relay.end("reset")
         except Exception as exc:
             self._relay.end(exc)
 
     def _on_readable(self) -> None:
-        for _ in range(_TURNS):
-            if not self._fill():
+        for turn in range(_TURNS):
+            if not self._fill(is_first=turn == 0):
                 self._return_pipe()
                 return
             if not self._drain():
@@ -226,11 +244,11 @@ class _Lane:
             self._relay.loop.remove_writer(self._sink.fileno())
             self.start()
 
-    def _fill(self) -> bool:
+    def _fill(self, *, is_first: bool) -> bool:
         """Take bytes off the source and account for them; False when there are none to send on now."""
         try:
             room = self._relay.traffic.allowance()
-            count = self._read(room) if room > 0 else self._peek()
+            count = self._read(room, is_first=is_first) if room > 0 else self._peek()
         except BlockingIOError:
             return False
         if count == 0:
@@ -241,16 +259,26 @@ class _Lane:
             return False
         return True
 
-    def _read(self, room: int) -> int:
+    def _read(self, room: int, *, is_first: bool) -> int:
         if self._pipe is None:
             self._pipe = self._relay.pipes.borrow()
-        if self._pipe is None:  # no descriptors are left: slower, not wrong
-            data = self._source.recv(min(room, CHUNK_BYTES))
-            self._in_memory = memoryview(data)
-            return len(data)
+        if self._pipe is None:  # none is to be had: slower, not wrong
+            return self._copy(room)
         most = min(room, self._pipe.size)
-        self._in_pipe = os.splice(self._source.fileno(), self._pipe.entry, most, flags=_FLAGS)
+        try:
+            self._in_pipe = os.splice(self._source.fileno(), self._pipe.entry, most, flags=_FLAGS)
+        except BlockingIOError:
+            if not is_first:
+                raise
+            # Readable, and yet nothing to splice: TCP's urgent byte stands at the front, and no splice gets
+            # past it, so the loop would call here for ever. A read does: it leaves the byte out.
+            return self._copy(room)
         return self._in_pipe
+
+    def _copy(self, room: int) -> int:
+        data = self._source.recv(min(room, CHUNK_BYTES))
+        self._in_memory = memoryview(data)
+        return len(data)
 
     def _peek(self) -> int:
         # With nothing left to spend. A peer that only closes asks for nothing that would have to be granted.
@@ -267,6 +295,8 @@ class _Lane:
                 self._in_memory = self._in_memory[self._sink.send(self._in_memory) :]
         except BlockingIOError:
             pass
+        except OSError as exc:
+            raise _SinkGone from exc
         left = self._in_pipe + len(self._in_memory)
         if left < before:
             now = self._relay.traffic.active_at = time.monotonic()
@@ -279,6 +309,13 @@ class _Lane:
             self._sink.shutdown(socket.SHUT_WR)
         self.is_done = True
         self._relay.note_end_of(self._source)
+
+    def _give_up(self) -> None:
+        self.stop()
+        self._in_memory = memoryview(b"")
+        self.stuck_since = float("inf")
+        self.is_done = True
+        self._relay.note_refusal()
 
     def _return_pipe(self) -> None:
         pipe, self._pipe = self._pipe, None

@@ -12,6 +12,10 @@ from sandbox.models.provider import Provider
 PREFIXES = ("anthropic:", "ollama:", "script:")
 
 
+MODEL_KEYS = frozenset({"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OLLAMA_API_KEY"})
+"""Variables with a provider's key; no other program needs them."""
+
+
 def open_provider(model: str, *, environ: Mapping[str, str], working_dir: Path) -> Provider:
     """Return a provider for ``anthropic:NAME``, ``ollama:NAME`` or ``script:PATH``. Opens no connection.
 

@@ -54,7 +54,7 @@ from sandbox.events import ContainerStarted, EgressConnection, SessionStarted
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.codec import RELAYS_MAX
 from sandbox.guest.messages import Command, CommandResult, ExecRules, GuestConfig, Relay
-from sandbox.policy.hosts import loopback_addresses
+from sandbox.policy.hosts import canonical_pattern, loopback_addresses
 from sandbox.policy.model import Limits, Policy
 from sandbox.policy.paths import DenyPatterns
 from sandbox.provenance.keys import SigningKey, signing_key
@@ -365,13 +365,17 @@ def _hosts(plan: RunPlan) -> dict[str, str]:
 def _relays(plan: RunPlan) -> tuple[Relay, ...]:
     """The proxy port, and for each exact allowed name its own address with its ports. D5"""
     addresses = _hosts(plan)
-    direct = [
-        Relay(addresses[entry.host], port, f"{entry.host}:{port}")
+    # A name may be spelt in several ways, and listed more than once; nobody can listen twice at one place.
+    direct = dict.fromkeys(
+        (name, port)
         for entry in plan.policy.network.allowlist
-        if entry.host in addresses
+        if (name := canonical_pattern(entry.host)) in addresses
         for port in entry.ports
-    ]
-    relays = (Relay("127.0.0.1", PROXY_PORT, None), *direct)
+    )
+    relays = (
+        Relay("127.0.0.1", PROXY_PORT, None),
+        *(Relay(addresses[name], port, f"{name}:{port}") for name, port in direct),
+    )
     if len(relays) > RELAYS_MAX:
         raise PolicyError(
             f"cannot relay {len(relays)} names and ports of network.allowlist: {RELAYS_MAX} are possible; "

@@ -12,6 +12,8 @@ from sandbox.egress.credentials import Credentials, resolve_credentials
 from sandbox.egress.indexes import index_environment, resolve_package_indexes
 from sandbox.egress.trust import EXTRA_ROOTS
 from sandbox.errors import PolicyError
+from sandbox.models.registry import MODEL_KEYS
+from sandbox.policy.injections import references
 from sandbox.policy.load import LoadedPolicy
 from sandbox.policy.model import NetworkPolicy, Policy, RoutingPolicy
 from sandbox.session.egress_bytes import egress_limits
@@ -103,6 +105,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
     ):
         if value * scale > MAX_AMOUNT:
             raise PolicyError(f"cannot use a {name} of {value:g}: the most is {MAX_AMOUNT // scale}")
+    client_environ = _without_credentials(policy.network, environ)
     effective = policy.model_copy(
         update={
             "routing": RoutingPolicy(
@@ -112,7 +115,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
                 max_tool_calls=int(calls),
             ),
             "session": policy.session.model_copy(update={"max_tokens": int(window)}),
-            "network": _with_indexes(policy.network, environ, home),
+            "network": _with_indexes(policy.network, client_environ, home),
         }
     )
     return RunPlan(
@@ -123,7 +126,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         image=request.image,
         model=model,
         fallback_model=effective.routing.fallback_model,
-        index_env=index_environment(policy.network.package_indexes, environ, home),
+        index_env=index_environment(policy.network.package_indexes, client_environ, home),
         extra_roots=Path(environ[EXTRA_ROOTS]).absolute() if environ.get(EXTRA_ROOTS) else None,
         credentials=resolve_credentials(policy.network, environ),
     )
@@ -142,6 +145,12 @@ def _refuse_broken_text(request: RunRequest) -> None:
             (text or "").encode()
         except UnicodeEncodeError as exc:
             raise PolicyError(f"cannot use {option} {text!r}: it is not UTF-8; write it in UTF-8") from exc
+
+
+def _without_credentials(network: NetworkPolicy, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for this machine's package clients, which have no use for the session's keys."""
+    taken = {name for entry in network.inject for _, _, name, _ in references(entry.value)}
+    return {name: value for name, value in environ.items() if name not in taken | MODEL_KEYS}
 
 
 def _with_indexes(network: NetworkPolicy, environ: Mapping[str, str], home: Path) -> NetworkPolicy:

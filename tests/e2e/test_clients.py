@@ -235,6 +235,7 @@ def test_a_program_with_an_empty_environment_trusts_the_same(
         assert ("allow", "ok") in _opened(ran, DIRECT), str(ran)
 
 
+@pytest.mark.egress_case("cred-11")
 def test_a_credential_is_nowhere_in_the_container(
     inspected: SharedSession, site: ClientSite, directory: Path
 ) -> None:

@@ -288,25 +288,30 @@ def test_an_invalid_policy_is_refused_when_it_loads(case: dict[str, Any]) -> Non
 INNER = [case for case in _cases() if case["class"] in ("l7", "l7-path", "smuggling")]
 NOT_PLAIN = {
     "l7-11": "an https target inside a tunnel has no plain counterpart",
+    "smug-43": "below: a plain request has an upstream connection of its own, so nothing has to be refused",
 }
+IN_A_TUNNEL = ("inner", "inner_sequence")
 
 
 @pytest.mark.parametrize(
     "case",
-    _params([case for case in INNER if case["request"]["kind"] == "inner" and case["id"] not in NOT_PLAIN]),
+    _params([one for one in INNER if one["request"]["kind"] in IN_A_TUNNEL and one["id"] not in NOT_PLAIN]),
 )
 async def test_a_request_case_holds_on_plain_http(case: dict[str, Any], tmp_path: Path) -> None:
     request, expected = case["request"], case["expect"]
     host = request["target"].rpartition(":")[0]
     entries = [{**entry, "ports": [80]} for entry in case["policy"]["allow"]]
     policy = network(entries, enforce_tls=False)
-    data = request["data"]
+    sent = request.get("requests") or [request["data"]]
     for method in ("GET", "POST", "DELETE", "TRACE", "get"):
-        data = data.replace(f"{method} /", f"{method} http://{host}/")
+        sent = [data.replace(f"{method} /", f"{method} http://{host}/") for data in sent]
     async with world(policy, tmp_path) as here:
         client = await here.client()
-        await client.send(data.encode("latin-1"))
-        answers = [await client.answer() for _ in expected.get("per_request", ["only"])]
+        answers = []
+        for data in sent:
+            await client.send(data.encode("latin-1"))
+            count = len(expected.get("per_request", ["only"])) if len(sent) == 1 else 1
+            answers += [await client.answer() for _ in range(count)]
         await client.receive() if expected.get("connection_closed") else None
         reasons = {
             "path": {"path_not_allowed", "bad_request"},
@@ -320,3 +325,21 @@ async def test_a_request_case_holds_on_plain_http(case: dict[str, Any], tmp_path
             assert len(here.plain_origin.requests) == 1
             assert b"upgrade" not in here.plain_origin.requests[0].lower()
             assert b"override" not in here.plain_origin.requests[0].lower()
+
+
+@pytest.mark.egress_case("smug-43")
+async def test_bytes_behind_a_plain_answer_reach_nobody(tmp_path: Path) -> None:
+    [request] = [case["request"] for case in INNER if case["id"] == "smug-43"]
+    host = request["target"].rpartition(":")[0]
+    policy = network([{"host": host, "ports": [80]}], enforce_tls=False)
+    async with world(policy, tmp_path) as here:
+        here.plain_origin.response = request["upstream_raw"].encode()
+        client = await here.client()
+        for data in request["requests"]:
+            await client.send(data.replace("GET /", f"GET http://{host}/").encode())
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, b"")
+        assert here.plain_origin.connections == len(here.plain_origin.requests) == 2
+        here.plain_origin.response = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+        await client.send(f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert (await client.answer()).body == b"hello"

@@ -273,6 +273,7 @@ async def test_fault(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert here.dialer.dials == dials
 
 
+@pytest.mark.egress_case("log-05")
 def test_a_killed_gateway_leaves_a_chain_that_holds_and_nothing_to_connect_to(tmp_path: Path) -> None:
     assert _cases("provenance")["log-05"]["expect"]["reason"] == "gateway_gone"
     origin = socket.create_server(("127.0.0.1", 0))
@@ -302,6 +303,7 @@ def test_a_killed_gateway_leaves_a_chain_that_holds_and_nothing_to_connect_to(tm
     assert found.status != "complete"
 
 
+@pytest.mark.egress_case("polload-24")
 async def test_a_refused_reload_leaves_the_old_policy_in_force(tmp_path: Path) -> None:
     case = _cases("policy-load")["polload-24"]
     async with world(_policy(case["policy"]), tmp_path) as here:
@@ -311,6 +313,7 @@ async def test_a_refused_reload_leaves_the_old_policy_in_force(tmp_path: Path) -
         assert (await here.connect("evil.com:443")).reason == "host_not_allowed"
 
 
+@pytest.mark.egress_case("polload-25")
 async def test_a_reload_that_removes_a_host_closes_its_tunnels(tmp_path: Path) -> None:
     case = _cases("policy-load")["polload-25"]
     async with world(_policy(case["policy"]), tmp_path) as here:

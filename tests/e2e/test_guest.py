@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import struct
@@ -32,6 +33,7 @@ from sandbox.guest.messages import (
     SearchResult,
     SpawnFailed,
 )
+from tests.egress_world import wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -650,6 +652,150 @@ async def test_a_connect_relay_asks_first_and_fails_fast_when_refused(tmp_path: 
         assert heads == [b"CONNECT good.example:443 HTTP/1.1\r\nHost: good.example:443\r\n\r\n"]
         for address in ("127.77.0.3", "127.77.0.4"):
             assert await connect(box, address, 443, "hello", 1) == b"failed ConnectionResetError\n"
+
+
+async def test_an_urgent_byte_neither_stalls_the_relay_nor_keeps_it_busy(tmp_path: Path) -> None:
+    async def until_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = b""
+        while data.count(b"after;") < 2 and (piece := await reader.read(1000)):
+            data += piece
+        writer.write(data)
+        writer.close()
+
+    script = """
+import socket, time
+s = socket.create_connection(('127.0.0.1', 3128))
+s.settimeout(5)
+for _ in range(2):
+    s.sendall(b'before;')
+    s.send(b'!', socket.MSG_OOB)
+    s.sendall(b'after;')
+print(s.recv(1000))
+idle = socket.create_connection(('127.0.0.1', 3128))
+idle.send(b'!', socket.MSG_OOB)
+idle.sendall(b'x')
+time.sleep(1)
+"""
+    async with relay_box(tmp_path, until_all, Relay("127.0.0.1", 3128, None)) as box:
+        # Of two urgent bytes, the first becomes one like any other.
+        said = (await python(box.channel, script)).stdout.replace(b"!", b"")
+        assert said == b"b'before;after;before;after;'\n"
+        assert relay_of(box).ticks() < os.sysconf("SC_CLK_TCK") / 2  # of the second that it had
+
+
+async def test_an_answer_in_the_middle_of_an_upload_passes_the_relay(tmp_path: Path) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(10)
+        writer.write(b"403 no")
+        writer.close()  # over unread bytes
+
+    script = """
+import socket, time
+got = []
+for _ in range(20):
+    s = socket.create_connection(('127.0.0.1', 3128))
+    try:
+        for _ in range(100): s.sendall(b'x' * 65536)
+    except OSError: pass
+    try: got.append(s.recv(100))
+    except OSError as error: got.append(error)
+print(set(got))
+"""
+    async with relay_box(tmp_path, refuse, Relay("127.0.0.1", 3128, None)) as box:
+        assert (await python(box.channel, script)).stdout == b"{b'403 no'}\n"
+
+
+async def test_five_hundred_connections_lose_no_byte_and_leave_no_descriptor(tmp_path: Path) -> None:
+    """Sizes at random, slow readers, half-closes, resets; the digest of every direction is compared."""
+
+    async def answer_with_digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes((await reader.read(4)).rjust(4, b"\0"), "big")
+        down = os.urandom(size)
+        writer.write(hashlib.sha256(down).digest())
+        seen = hashlib.sha256()
+
+        async def listen() -> None:
+            while data := await reader.read(50_000):
+                seen.update(data)
+
+        listening = asyncio.create_task(listen())
+        with contextlib.suppress(OSError):
+            for at in range(0, size, 30_000):
+                writer.write(down[at : at + 30_000])
+                await writer.drain()
+            await listening
+            writer.write(seen.digest())
+            await writer.drain()
+        listening.cancel()
+        writer.close()
+
+    script = """
+import hashlib, os, random, socket, struct, threading, time
+random.seed(7)
+results = []
+def ask(kind, up, down):
+    s = socket.create_connection(('127.0.0.1', 3128))
+    sent = os.urandom(up)
+    def send():
+        try:
+            s.sendall(down.to_bytes(4, 'big'))
+            for at in range(0, up, 20000): s.sendall(sent[at:at + 20000])
+            s.shutdown(socket.SHUT_WR)
+        except OSError: pass
+    sender = threading.Thread(target=send)
+    sender.start()
+    if kind == 'reset':
+        s.recv(10)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        s.close()
+        sender.join()
+        return
+    data = b''
+    while piece := s.recv(20000):
+        data += piece
+        if kind == 'slow': time.sleep(0.0005)
+    sender.join()
+    s.close()
+    head, body, tail = data[:32], data[32:32 + down], data[32 + down:]
+    results.append(hashlib.sha256(body).digest() == head and tail == hashlib.sha256(sent).digest())
+for _ in range(5):
+    kinds = random.choices(['slow', 'quick', 'reset'], k=100)
+    ups, downs = random.choices([0, 1, 70000, 300000], k=100), random.choices([0, 1, 65536, 400000], k=100)
+    threads = [threading.Thread(target=ask, args=one) for one in zip(kinds, ups, downs)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+print(len(results) > 250, set(results))
+"""
+    async with relay_box(tmp_path, answer_with_digest, Relay("127.0.0.1", 3128, None)) as box:
+        assert await connect(box, "127.0.0.1", 3128, "x", 1)
+        relay = relay_of(box)
+        before = relay.descriptors()
+        assert (await python(box.channel, script)).stdout == b"True {True}\n"
+        await wait_until(lambda: relay.descriptors(sockets_only=True) <= before)
+        assert relay.descriptors() <= before + 2 * 48  # its pipes, which it keeps
+
+
+class RelayProcess:
+    """The relay as the host sees it."""
+
+    def __init__(self, pid: int) -> None:
+        self._proc = Path("/proc") / str(pid)
+
+    def descriptors(self, *, sockets_only: bool = False) -> int:
+        places = [str(one.readlink()) for one in (self._proc / "fd").iterdir()]
+        return sum(not sockets_only or "socket:" in place for place in places)
+
+    def ticks(self) -> int:
+        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+
+def relay_of(box: Box) -> RelayProcess:
+    """Find the one child of PID 1 that listens; it was forked before any command."""
+    box.container.reload()
+    pid = box.container.attrs["State"]["Pid"]
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return RelayProcess(min(children))
 
 
 async def test_a_relay_without_a_gateway_resets_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sandbox.egress.credentials import Credentials, resolve_credentials
 from sandbox.errors import PolicyError
 from sandbox.policy.model import NetworkPolicy
-from tests.egress_world import REAL, World, network, server_context, wait_until, world
+from tests.egress_world import REAL, World, client_hello, network, server_context, wait_until, world
 
 API, UP = "api.example.com", "up.example.com"
 DECOY = "eg-ph-7f3a"
@@ -230,3 +230,25 @@ async def test_no_credential_leaves_before_the_server_is_verified(tmp_path: Path
         assert await refused(here, API, request("GET /")) == "upstream_tls"
         assert here.tls_origin.plaintext == b""
         assert here.denials() == ["upstream_tls"]
+
+
+@pytest.mark.parametrize("line", ["CONNECT {}:443", "GET http://{}/"])
+async def test_a_secret_in_a_name_is_not_looked_up_and_not_recorded(line: str, tmp_path: Path) -> None:
+    """Looking a name up carries it to the server of its zone."""
+    policy = network(
+        [{"host": "api.example.com", "inspect": True}, {"host": "**.example.com", "ports": [80, 443]}],
+        enforce_tls=line.startswith("CONNECT"),
+        inject=[{"host": "api.example.com", "header": "Authorization", "value": "Bearer ${TOKEN}"}],
+    )
+    async with world(policy, tmp_path, environ={"TOKEN": REAL}) as here:
+        for label, reason in ((REAL, "credential_leak"), ("harmless", "ok")):
+            name = f"{label}.example.com"
+            head = f"{line.format(name)} HTTP/1.1\r\nHost: {name}\r\n\r\n"
+            assert (await here.raw(head.encode())).reason == reason
+        assert here.resolver.queries == ["harmless.example.com"]
+        client = await here.client()
+        if line.startswith("CONNECT"):
+            await client.connect("harmless.example.com:443")
+            await client.send(client_hello(f"{REAL}.example.com"))
+            await client.receive_all()
+        assert REAL.lower() not in "".join(event.model_dump_json() for event in here.events).lower()

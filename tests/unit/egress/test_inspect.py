@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
+from sandbox.budget import Meter
+from sandbox.egress import inspect
 from sandbox.egress.gateway import GatewayLimits
 from sandbox.events import EgressConnection
 from sandbox.policy.model import HostEntry
+from sandbox.session.egress_bytes import EgressBytes, egress_limits
 from tests.egress_world import (
     PUBLIC,
     QUICK,
     REAL,
     Answer,
+    Client,
     Inner,
     TlsClient,
     World,
@@ -574,3 +578,87 @@ async def test_a_client_that_aborts_inside_its_request_leaves_nothing_open(tmp_p
         await here.closed()
         await wait_until(lambda: not here.tls_origin.open_connections)
         assert not here.tls_origin.requests
+
+
+async def test_a_client_that_finds_fault_after_the_handshake_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenSSL's own client objects inside the handshake; this is the objection it can be brought to later.
+    monkeypatch.setattr(inspect, "_MISTRUST", {"SSLV3_ALERT_BAD_RECORD_MAC"})
+    async with opened(tmp_path) as here:
+        inner = await here.inner(FREE)
+        with pytest.raises(ssl.SSLError):
+            inner.tls.hear(b"\x17\x03\x03\x00\x20" + bytes(32))
+        await Client.send(inner, inner.tls.parting())
+        [closed] = await here.closed()
+        assert (closed.verdict, closed.reason) == ("deny", "client_rejected_ca")
+
+
+@pytest.mark.parametrize("line", ["PUT /repos/x", "POST /repos/x"])
+async def test_who_is_refused_in_the_middle_of_an_upload_reads_why(line: str, tmp_path: Path) -> None:
+    """The answer must not be lost to a reset because the gateway closed over unread bytes."""
+    async with opened(tmp_path) as here:
+        if line.startswith("POST"):
+            here.tls_origin.response = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n"
+            here.tls_origin.answers_early = True
+        inner = await here.inner(API)
+        size = 1_000_000
+        await inner.send(request(line, f"Content-Length: {size}", host="api.example.com", body=b"x" * 10))
+        await here_has_answered(here)
+        for _ in range(10):
+            await inner.send(b"x" * (size // 10 - 1))  # an EPIPE or a reset here fails the test
+        answer = await inner.answer()
+        assert answer.status == (413 if line.startswith("POST") else 403)
+
+
+async def here_has_answered(here: World) -> None:
+    await wait_until(lambda: bool(here.denials() or here.tls_origin.requests))
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
+async def test_a_request_beyond_the_byte_budget_is_told_so(tmp_path: Path) -> None:
+    policy = network([{"host": "*.example.com", "inspect": True, "max_bytes": 300}])
+    budget = EgressBytes(Meter({}), lambda event: None)
+    async with world(policy, tmp_path, budget=budget) as here:
+        inner = await here.inner(FREE)
+        assert (await ask(inner, request("GET /"))).status == 200
+        left = budget.left("up.example.com", policy.allowlist[0])
+        assert budget.take("up.example.com", policy.allowlist[0], left)  # by another tunnel
+        answer = await ask(inner, request("GET /"))
+        assert (answer.status, answer.reason) == (403, "budget_spent")
+        assert len(here.tls_origin.requests) == 1
+
+
+async def test_fifty_opened_tunnels_and_passed_ones_together_keep_to_one_budget(tmp_path: Path) -> None:
+    most = 400_000
+    policy = network([{"host": "*.example.com", "inspect": True}, "docs.internal.net"], max_bytes=most)
+    budget = EgressBytes(Meter(egress_limits(policy)), lambda event: None)
+    async with world(policy, tmp_path, budget=budget) as here:
+
+        async def upload(at: int) -> None:
+            body = b"x" * 20_000
+            try:
+                if at % 5 == 0:
+                    client = await here.client()
+                    if (await client.connect("docs.internal.net:443")).status != 200:
+                        return
+                    tls = TlsClient(client, "docs.internal.net")
+                    await client.send(tls.hello())
+                    await tls.get("docs.internal.net")
+                    await tls.write(body)
+                    return
+                inner = await here.inner(f"h{at}.example.com:443")
+                host = f"h{at}.example.com"
+                await ask(inner, request("POST /", "Content-Length: 20000", host=host, body=body))
+            except (OSError, AssertionError):
+                pass  # refused or cut: the budget is spent
+
+        await asyncio.gather(*(upload(at) for at in range(50)))
+        await here.gateway.stop()
+        events = [event for event in here.events if event.phase == "close"]
+        carried = sum(event.bytes_up + event.bytes_down for event in events)
+        assert most * 0.9 < carried <= most
+        inside = len(here.tls_origin.plaintext)
+        assert inside <= most
+        assert sum(sum(pair) for pair in here.gateway.bytes_by_destination.values()) == carried

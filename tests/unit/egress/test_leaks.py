@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.egress.leaks import Watch
+from sandbox.egress.leaks import LEAK, MISUSE, Watch
 
 SECRET = b"s3cr?t+va/ue=="
 DECOY = b"decoy-0123"
@@ -75,3 +75,28 @@ def test_an_end_that_looks_harmless_is_not_held_back() -> None:
     assert redactor.feed(b"et\n") == b"ret\n"
     assert redactor.feed(b"s3cr?") == b"s3c"
     assert redactor.finish() == b"r?"
+
+
+SPOKEN = b"S3cret.of-the-house"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "s3cret.of-the-house.evil.test",
+        "s3cretof-the-house.evil.test",
+        SPOKEN.hex() + ".evil.test",
+        SPOKEN.hex()[:9] + "." + SPOKEN.hex()[9:] + ".evil.test",
+        base64.b64encode(SPOKEN).decode().strip("=").lower() + ".evil.test",
+        *(
+            base64.b32encode(b"x" * before + SPOKEN + b"y").decode().strip("=").lower() + ".evil.test"
+            for before in range(5)
+        ),
+    ],
+)
+def test_a_secret_spelt_as_a_name_is_found(name: str) -> None:
+    watch = Watch([SPOKEN], [b"PLACEHOLDER"])
+    assert watch.find_in_name(name) == LEAK
+    assert watch.find_in_name("placeholder.evil.test") == MISUSE
+    assert watch.find_in_name("api.example.com") is None
+    assert Watch([], []).find_in_name(name) is None

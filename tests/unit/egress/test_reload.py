@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from sandbox.budget import Meter
+from sandbox.egress import gateway
 from sandbox.errors import PolicyError
 from sandbox.policy.model import NetworkPolicy
 from sandbox.session.egress_bytes import EgressBytes, egress_limits
-from tests.egress_world import PUBLIC, Client, TlsClient, World, network, world
+from tests.egress_world import PUBLIC, Client, TlsClient, World, network, wait_until, world
 
 OLD = network(["docs.internal.net", "*.example.com", PUBLIC], deny=["secret.example.com"])
 
@@ -259,3 +260,68 @@ async def test_a_lowered_budget_holds_for_a_tunnel_that_goes_on(tmp_path: Path) 
         await client.send(b"y" * 2000)
         await client.receive_all()
         assert (await here.closed())[0].bytes_up == 500
+
+
+async def test_rules_on_plain_http_are_no_trust_in_opened_tls(tmp_path: Path) -> None:
+    rules = [{"methods": ["GET"], "path": "/**"}]
+    plain = network([{"host": "api.example.com", "ports": [80], "rules": rules}], enforce_tls=False)
+    async with world(plain, tmp_path) as here:
+        with pytest.raises(PolicyError, match="cannot inspect api"):
+            here.gateway.reload(network([{"host": "api.example.com", "inspect": True}], enforce_tls=False))
+        here.gateway.reload(plain)
+
+
+async def test_what_cannot_be_judged_by_the_new_policy_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(OLD, tmp_path) as here:
+        (client, _), (other, _) = await tunnel(here), await tunnel(here, "x.example.com")
+        judged = []
+
+        def broken(before: Any, now: Any, old: Any, target: Any, addresses: Any) -> Any:
+            judged.append(target.host)
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(gateway, "judge_again", broken)
+        here.gateway.reload(OLD)
+        assert await client.receive() == await other.receive() == b""
+        assert {event.reason for event in await here.closed(2)} == {"policy_changed"}
+        assert len(judged) == 2
+
+
+INSPECTED = [{"host": "api.example.com", "inspect": True}, {"host": "up.example.com", "inspect": True}]
+GET = b"GET / HTTP/1.1\r\nHost: up.example.com\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("entries", "deny"),
+    [
+        (INSPECTED[:1], []),
+        ([INSPECTED[0], "up.example.com"], []),
+        ([INSPECTED[0], {**INSPECTED[1], "rules": [{"methods": ["GET"], "path": "/a"}]}], []),
+        (INSPECTED, ["up.example.com"]),
+        (INSPECTED, [PUBLIC]),
+        (INSPECTED, None),
+    ],
+    ids=["removed", "not-inspected", "rules", "denied", "address-denied", "unchanged"],
+)
+@pytest.mark.parametrize("is_within_request", [True, False], ids=["within", "between"])
+async def test_an_opened_tunnel_is_judged_by_the_new_policy(
+    entries: list[Any], deny: list[str] | None, is_within_request: bool, tmp_path: Path
+) -> None:
+    async with world(network(INSPECTED), tmp_path) as here:
+        inner = await here.inner("up.example.com:443")
+        await inner.send(GET)
+        assert (await inner.answer()).status == 200
+        if is_within_request:
+            await inner.send(GET.replace(b"GET", b"POST")[:-2] + b"Content-Length: 10\r\n\r\nhalf;")
+            await wait_until(lambda: b"half;" in here.tls_origin.plaintext)
+        here.gateway.reload(network(entries, deny or []))
+        if deny is None:
+            await inner.send(b"other" if is_within_request else GET)
+            assert (await inner.answer()).status == 200
+            return
+        assert await inner.receive() == b""
+        assert (await here.closed())[0].reason == "policy_changed"
+        await wait_until(lambda: not here.tls_origin.open_connections)
+        assert here.tls_origin.plaintext.count(b" / HTTP/1.1") == 1 + is_within_request

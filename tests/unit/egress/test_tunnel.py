@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -329,3 +330,68 @@ async def test_pipes_come_back_empty_or_not_at_all() -> None:
     pipes.close()
     pipes.give_back(second, is_empty=True)
     await wait_until(lambda: not Path(f"/proc/self/fd/{second.exit}").exists())
+
+
+@pytest.mark.parametrize("sender", ["client", "origin"])
+async def test_an_urgent_byte_neither_stalls_a_tunnel_nor_keeps_the_loop_busy(
+    sender: str, tunnels: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No splice gets past it, while the socket stays readable."""
+    splices, real = [0], os.splice
+
+    def counted(*args: Any, **options: Any) -> int:
+        splices[0] += 1
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, "splice", counted)
+    tunnel = opened(tunnels, Tunnel())
+    source, sink = (tunnel.client, tunnel.origin) if sender == "client" else (tunnel.origin, tunnel.client)
+    loop = asyncio.get_running_loop()
+    for _ in range(3):
+        source.send(b"before;")
+        source.send(b"!", socket.MSG_OOB)
+        source.send(b"after;")
+    received = b""
+    async with asyncio.timeout(10):
+        while received.count(b"after;") < 3:
+            received += await loop.sock_recv(sink, 1000)
+    assert received.replace(b"!", b"") == b"before;after;" * 3
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert splices[0] < 40
+
+
+async def test_an_answer_given_before_the_whole_request_was_read_arrives(tunnels: ExitStack) -> None:
+    """The server closes over unread bytes: what it said stands in front of the reset."""
+    tunnel = opened(tunnels, Tunnel())
+    loop = asyncio.get_running_loop()
+    tunnel.client.setblocking(True)
+    sent = tunnel.client.send(b"x" * 100_000)
+    tunnel.client.setblocking(False)
+    await wait_until(lambda: tunnel.traffic.up == sent)
+    # In one turn of the loop the relay finds an upload to write on, then the answer and the reset behind it.
+    tunnel.client.send(b"y" * 1000)
+    tunnel.origin.send(b"413 no")
+    tunnel.origin.close()
+    async with asyncio.timeout(10):
+        assert await loop.sock_recv(tunnel.client, 1000) == b"413 no"
+    assert await tunnel.outcome() == "reset"
+
+
+async def test_readers_that_stop_do_not_use_up_descriptors(tunnels: ExitStack) -> None:
+    pipes = Pipes()
+    tunnels.callback(pipes.close)
+    running = [opened(tunnels, Tunnel(pipes=pipes)) for _ in range(80)]
+    before = open_descriptors()
+    for tunnel in running:
+        with pytest.raises(BlockingIOError):
+            while True:
+                tunnel.origin.send(bytes(65536))
+    await wait_until(lambda: all(one.traffic.down for one in running))
+    assert open_descriptors() - before <= 2 * 64
+    # Those without a pipe are served all the same.
+    for tunnel in running:
+        received = 0
+        while received < tunnel.traffic.down:
+            received += len(await asyncio.get_running_loop().sock_recv(tunnel.client, 1 << 20))
+    tunnel.origin.close()

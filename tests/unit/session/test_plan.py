@@ -79,3 +79,25 @@ def test_what_cannot_be_counted_or_recorded_is_refused(tmp_path: Path, asked: di
 def test_every_limit_of_a_plan_is_one_a_meter_takes(tmp_path: Path, asked: dict[str, Any]) -> None:
     made = plan(tmp_path, {"limits": {"wall_seconds": 31_536_000}}, **asked)
     assert Meter(made.limits).limits == made.limits
+
+
+def test_the_package_clients_that_are_asked_are_given_no_key(tmp_path: Path) -> None:
+    """Whoever may read ``/proc/PID/environ`` of such a child would have it."""
+    (tmp_path / "bin").mkdir()
+    npm, seen = tmp_path / "bin" / "npm", tmp_path / "seen"
+    npm.write_text(f'#!/bin/sh\nenv >> {seen}\necho \'{{"registry": "https://npm.test/"}}\'\n')
+    npm.chmod(0o755)
+    path = tmp_path / "policy.yaml"
+    network = {
+        "allowlist": [{"host": "api.test", "inspect": True}],
+        "package_indexes": ["npm"],
+        "inject": [{"host": "api.test", "header": "Authorization", "value": "Bearer ${API_TOKEN}"}],
+    }
+    path.write_text(yaml.safe_dump({"profiles": {"production": {"network": network}}}))
+    secrets = {"API_TOKEN": "the-secret-value", "ANTHROPIC_API_KEY": "the-secret-key"}
+    environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "npm_config_x": "kept", **secrets}
+    made = plan_run(RunRequest(task="t", loaded=load_policy(path, None), model="script:x"), environ, tmp_path)
+    assert made.index_env == {"npm_config_registry": "https://npm.test/"}
+    assert "npm_config_x=kept" in seen.read_text()
+    assert "the-secret" not in seen.read_text()
+    assert "the-secret" not in repr(made)
