@@ -104,8 +104,9 @@ class Ledger:
         """Write one line with a single ``write``, before the effect it describes may happen.
 
         Durable on return for a denying Decision, a ModelCall and SessionEnded; else within the next
-        ``SYNC_EVERY`` entries, or ``SYNC_EVERY_EXECS`` when all of these are execs. Denied connections are not synced one by one: the sandbox chooses their
-        number, and each sync makes all sessions of this controller wait for the disk.
+        ``SYNC_EVERY`` entries, or ``SYNC_EVERY_EXECS`` when all of these are execs. Denied connections are
+        not synced one by one: the sandbox chooses their number, and each sync makes all sessions of this
+        controller wait for the disk.
 
         Raises RecordError when the event cannot be written (nothing later can be, then), or may not be:
         out of order, too long, or not expressible in canonical JSON (the ledger stays usable).

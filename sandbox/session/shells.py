@@ -131,13 +131,21 @@ class ShellJudge:
             try:
                 if len(self._clients) >= MOST_AT_ONCE:
                     await self._make_room()
-            except BaseException:
+                connection.setblocking(False)
+                reader, writer = await asyncio.open_connection(sock=connection)
+            except Exception:
+                _LOG.exception("a shell could not be served")
+                connection.close()
+                continue
+            except asyncio.CancelledError:
                 connection.close()
                 raise
-            client = asyncio.create_task(self._serve(connection))
+            client = asyncio.create_task(self._serve(reader, writer))
             self._clients.add(client)
             self._silent[client] = None
             client.add_done_callback(self._forget)
+            # A task that is cancelled before its first step never reaches its own ``finally``.
+            client.add_done_callback(lambda _, writer=writer: writer.transport.abort())  # type: ignore[misc]
 
     async def _make_room(self) -> None:
         # A shell asks as soon as it is connected. Whoever holds connections open without a word must not keep
@@ -152,13 +160,7 @@ class ShellJudge:
         self._clients.discard(client)
         self._silent.pop(client, None)
 
-    async def _serve(self, connection: socket.socket) -> None:
-        try:
-            connection.setblocking(False)
-            reader, writer = await asyncio.open_connection(sock=connection)
-        except BaseException:
-            connection.close()
-            raise
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._answer(reader, writer)
         except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
