@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks import cold_start, egress, neighbour, record, tool_call, workspace
+from benchmarks import cold_start, egress, execs, neighbour, record, tool_call, workspace
 from benchmarks.place import Place, file_system, working_place
 from benchmarks.report import Findings, Report
 from sandbox.container.docker import DockerRuntime
@@ -25,12 +25,13 @@ from sandbox.errors import AgentRunnerError, EngineError
 BENCHMARKS: dict[str, Callable[[Place], Awaitable[Findings]]] = {
     "cold_start": cold_start.measure,
     "tool_call": tool_call.measure,
+    "execs": execs.measure,
     "workspace": workspace.measure,
     "egress": egress.measure,
     "record": record.measure,
     "neighbour": neighbour.measure,
 }
-NEED_ENGINE = frozenset(("cold_start", "tool_call", "workspace", "neighbour"))
+NEED_ENGINE = frozenset(("cold_start", "tool_call", "execs", "workspace", "neighbour"))
 FAILED, INTERRUPTED = 1, 130
 
 

@@ -7,6 +7,7 @@ import contextlib
 import time
 from dataclasses import replace
 
+from benchmarks.abuses import ABUSES, Abuse
 from benchmarks.measure import Series
 from benchmarks.place import Place
 from benchmarks.report import Findings, Row
@@ -15,7 +16,6 @@ from sandbox.container.docker import DockerRuntime
 from sandbox.errors import GuestError
 from sandbox.guest.messages import Command
 from sandbox.session.opening import OpenSession
-from tests.e2e.abuses import ABUSES, Abuse
 
 CALLS = 60
 PAUSE_SECONDS = 0.02

@@ -49,31 +49,33 @@ def canonical_json(value: object) -> bytes:
     """
     try:
         if _is_plain(value):
-            return _ENCODER.encode(value).encode()
+            return _PLAIN.encode(value).encode()
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # rfc8785 checks the shape itself
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as exc:
         raise ValueError(f"cannot write canonical JSON: {exc}") from exc
 
 
-def digest_json(value: object) -> Digest:
-    """Digest JSON-like data in canonical form."""
-    return digest_bytes(canonical_json(value))
-
-
-MAX_INTEGER = 2**53 - 1
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_MAX_INTEGER = 2**53 - 1
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether Python's own encoder, which is many times faster, writes the very bytes of RFC 8785.
+    """Whether the standard library's encoder, ten times as fast, writes the very same bytes.
 
-    It differs in numbers that are not integers, and in the order of keys beyond the 16-bit planes.
+    It differs in floats, in the order of keys beyond ASCII, and in what it takes for an integer.
     """
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return True
     if kind is int:
-        return -MAX_INTEGER <= value <= MAX_INTEGER  # type: ignore[operator]  # it is an int
-    if isinstance(value, dict):
-        return all(type(key) is str and key.isascii() and _is_plain(item) for key, item in value.items())
-    return kind in (list, tuple) and all(map(_is_plain, value))  # type: ignore[call-overload]
+        return -_MAX_INTEGER <= value <= _MAX_INTEGER  # type: ignore[operator]  # kind says that it is one
+    if isinstance(value, dict) and kind is dict:
+        return all(type(key) is str and key.isascii() for key in value) and all(
+            map(_is_plain, value.values())
+        )
+    return isinstance(value, list | tuple) and kind in (list, tuple) and all(map(_is_plain, value))
+
+
+def digest_json(value: object) -> Digest:
+    """Digest JSON-like data in canonical form."""
+    return digest_bytes(canonical_json(value))

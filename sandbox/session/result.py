@@ -192,6 +192,7 @@ class ResultFold:
         self.patch: PatchExported | None = None
         self.breakers: list[BreakerTripped] = []
         self._actions: dict[str, ActionReport] = {}
+        self._execs: dict[str, int] = {}
         self._usage: dict[str, ModelUsage] = {}
         self._calling: str = ""
         self._paying: dict[str, str] = {}
@@ -205,8 +206,10 @@ class ResultFold:
                 self.started, self.started_at = event, entry.time
             case SessionEnded():
                 self.ended, self.ended_at = event, entry.time
-            case ToolCall() | DecisionMade() | ExecObserved() | ToolResult():
+            case ToolCall() | DecisionMade() | ToolResult():
                 self._fold_action(event)
+            case ExecObserved(action_id=action_id):
+                self._execs[action_id] = self._execs.get(action_id, 0) + 1
             case ModelCall() | ModelReply() | ModelCallFailed() | BudgetSettled():
                 self._fold_model(event)
             case EgressConnection():
@@ -231,7 +234,10 @@ class ResultFold:
     @property
     def actions(self) -> list[ActionReport]:
         """Actions in the order they were asked."""
-        return list(self._actions.values())
+        return [
+            action.model_copy(update={"execs": self._execs.get(action.id, 0)})
+            for action in self._actions.values()
+        ]
 
     @property
     def models(self) -> list[ModelUsage]:
@@ -248,8 +254,9 @@ class ResultFold:
         """All models together."""
         return round(sum(usage.cost_usd for usage in self._usage.values()), 9)
 
-    def _fold_action(self, event: ToolCall | DecisionMade | ExecObserved | ToolResult) -> None:
+    def _fold_action(self, event: ToolCall | DecisionMade | ToolResult) -> None:
         if isinstance(event, ToolCall):
+            self._execs.pop(event.action_id, None)  # A model may use an id again.
             self._actions[event.action_id] = ActionReport(
                 id=event.action_id,
                 tool=event.tool,
@@ -268,15 +275,12 @@ class ResultFold:
             )
             return
         known = self._actions[event.action_id]
-        changes: dict[str, object]
         if isinstance(event, DecisionMade):
             changes = {"verdict": event.verdict, "rule": event.rule, "reason": event.reason}
-        elif isinstance(event, ExecObserved):
-            changes = {"execs": known.execs + 1}
         else:
             names = ("ok", "exit_code", "signal", "timed_out", "wall_ms", "output_bytes", "excerpt")
             changes = {name: getattr(event, name) for name in names}
-            changes["execs"] = known.execs + event.execs_unrecorded
+            self._execs[event.action_id] = self._execs.get(event.action_id, 0) + event.execs_unrecorded
         self._actions[event.action_id] = known.model_copy(update=changes)
 
     def _fold_model(self, event: ModelCall | ModelReply | ModelCallFailed | BudgetSettled) -> None:

@@ -157,7 +157,7 @@ def installation_with_guest(directory: Path, source: str) -> Path:
     """Copy the package with what it ships, and put another program where the guest is; return its root."""
     root = directory / "installation"
     shutil.copytree(REPOSITORY / "sandbox", root / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in ("policy", "seccomp", "images/guest/build"):
+    for folder in ("policy", "seccomp", "images"):
         shutil.copytree(REPOSITORY / folder, root / folder)
     program = directory / "guest.c"
     program.write_text(source)

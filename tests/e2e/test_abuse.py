@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.abuses import ABUSES, COMMAND_SECONDS, Abuse
 from sandbox.errors import GuestError
 from sandbox.guest.channel import GuestChannel
 from sandbox.guest.messages import Command, CommandResult
 from sandbox.session.session import Session
-from tests.e2e.abuses import ABUSES, COMMAND_SECONDS, Abuse
 from tests.e2e.harness import engine_leftovers, mounts_beneath
 from tests.e2e.live_session import Live, shell
 

@@ -190,7 +190,8 @@ def test_a_killed_controller_leaves_what_gc_removes_and_a_ledger_that_holds(runn
     assert (runner.workspace / "src" / "a.txt").read_text() == "one\n"
     verified = runner("verify", session)
     assert verified.code == 1
-    assert "11 entries hold" in verified.stdout
+    (ledger,) = ledgers(runner)
+    assert f"{len(ledger.splitlines())} entries hold" in verified.stdout
     (row,) = runner("sessions", "--output", "json").json
     assert row["status"] == "interrupted"
 

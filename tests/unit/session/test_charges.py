@@ -62,6 +62,11 @@ def test_cpu_time_and_programs_are_charged(record: Callable[..., dict[str, int]]
     assert record(*ran(30), *ran(12)) == {"cpu_ms": 42, "execs": 2}
 
 
+def test_programs_that_were_only_counted_are_charged_too(record: Callable[..., dict[str, int]]) -> None:
+    result = ToolResult(action_id="a1", ok=True, execs_unrecorded=5)
+    assert record(*ran(0)[:-1], result) == {"execs": 6}
+
+
 def test_bytes_are_not_charged_a_second_time_when_a_connection_closes(
     record: Callable[..., dict[str, int]],
 ) -> None:

@@ -11,6 +11,7 @@ from sandbox.events import (
     DecisionMade,
     EgressConnection,
     Event,
+    ExecObserved,
     ModelCall,
     ModelCallFailed,
     ModelReply,
@@ -71,6 +72,16 @@ def test_an_action_is_what_was_asked_decided_and_done() -> None:
     assert (first.ok, first.exit_code, first.verdict) == (True, 1, "allow")
     assert (second.ok, second.verdict, second.reason) == (None, "deny", "because")
     assert third.verdict == "confirm"  # the run ended before the answer
+
+
+def test_an_action_counts_the_programs_it_started_recorded_or_not() -> None:
+    program = ExecObserved(action_id="a1", claimed_pid=7, argv=["make"])
+    done = ToolResult(action_id="a1", ok=True, execs_unrecorded=40)
+    once = (asked("a1"), decided("a1", "allow"), program, program, done)
+    (first,) = fold(*once).actions
+    assert first.execs == 42
+    (again,) = fold(*once, asked("a1")).actions  # A model may use an id again: the newest is reported.
+    assert again.execs == 0
 
 
 def test_money_is_what_was_charged_kept_reservations_included() -> None:
