@@ -6,6 +6,7 @@ image's index, so that this is done once.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import shutil
@@ -25,6 +26,7 @@ from sandbox.container.image_index import (
     resolve,
 )
 from sandbox.container.spec import LABEL_OWNER, LABEL_SESSION, SHELLS, AskingShells, Image
+from sandbox.digest import digest_json
 from sandbox.errors import ImageError, StateError
 
 NAMES = ("sh", "bash", "rbash", "dash", "ash", "ksh", "mksh", "zsh", "yash", "posh")
@@ -60,7 +62,9 @@ async def replace_shells(
     """
     index = await index_image(source, image.image_id, state, owner)
     paths = shell_paths(index, image.blocked_paths)
-    directory = state / "images" / f"{index.image_id.removeprefix('sha256:')}.shells"
+    # One folder for each choice: it is mounted whole, and must hold no shell that this policy blocks.
+    choice = digest_json(paths).blake3[:16]
+    directory = state / "images" / f"{index.image_id.removeprefix('sha256:')}.shells-{choice}"
     if not all((directory / path.lstrip("/")).is_file() for path in paths):
 
         def read(chunks: Iterator[bytes]) -> None:
@@ -83,14 +87,28 @@ def _copy(image_id: str, chunks: Iterator[bytes], wanted: set[str], directory: P
                 raise ImageError(
                     f"cannot copy {', '.join(sorted(missing))} out of image {image_id}: not in its export"
                 )
-            shutil.rmtree(directory, ignore_errors=True)
-            made.rename(directory)
+            _settle(made, directory)
     except tarfile.TarError as exc:
         raise ImageError(f"cannot read image {image_id}: its export is no tar stream ({exc})") from exc
     except OSError as exc:
         raise StateError(
             f"cannot keep the shells of image {image_id} in {directory}: {exc.strerror}; free or fix it"
         ) from exc
+
+
+def _settle(made: Path, directory: Path) -> None:
+    """Give the folder its name. One that is there already may be mounted in a container: it stays."""
+    try:
+        made.rename(directory)
+    except OSError as exc:
+        if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        # Another session was faster, or somebody took files out of it: those are put back, one by one.
+        for file in sorted(made.rglob("*")):
+            there = directory / file.relative_to(made)
+            if file.is_file() and not there.is_file():
+                there.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                file.rename(there)
 
 
 def _extract(chunks: Iterator[bytes], wanted: set[str], made: Path) -> set[str]:

@@ -332,7 +332,12 @@ class GuestChannel:
                     del self._last_words[:-LAST_WORDS_BYTES]
                     continue
                 for kind, request_id, body in self._frames.feed(data):
-                    self._dispatch(request_id, codec.decode_reply(kind, body))
+                    reply = codec.decode_reply(kind, body)
+                    self._dispatch(request_id, reply)
+                    if isinstance(reply, codec.Execs):
+                        # Hundreds in one frame, each recorded, and frame after frame may be here already: a
+                        # command that starts programs as fast as it can must not stop the gateway.
+                        await asyncio.sleep(0)
         except GuestError as error:
             self._break(str(error))
         except (AgentRunnerError, OSError) as exc:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from sandbox.digest import blake3_hex, canonical_json
 from sandbox.errors import RecordError
-from sandbox.events import EVENT, DecisionMade, Event, ModelCall, SessionEnded, SessionStarted
+from sandbox.events import EVENT, DecisionMade, Event, ExecObserved, ModelCall, SessionEnded, SessionStarted
 
 GENESIS: Final = blake3_hex(b"agent-runner/ledger/v1")
 """``prev`` of the first line. Names the format, so that no other file's tail continues as a ledger."""
@@ -36,6 +36,8 @@ RESERVED_BYTES: Final = 4 * 1024 * 1024
 """Room on the disk that a session's ledger has for certain."""
 SYNC_EVERY: Final = 64
 """Most entries that a power cut can take: those since the last deny, model call, or this many."""
+SYNC_EVERY_EXECS: Final = 1024
+"""The same while only programs are started, of which the sandbox makes thousands in a second."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ class Ledger:
         """Write one line with a single ``write``, before the effect it describes may happen.
 
         Durable on return for a denying Decision, a ModelCall and SessionEnded; else within the next
-        ``SYNC_EVERY`` entries. Denied connections are not synced one by one: the sandbox chooses their
-        number, and each sync makes all sessions of this controller wait for the disk.
+        ``SYNC_EVERY`` entries, or ``SYNC_EVERY_EXECS`` when all of these are execs. Denied connections are
+        not synced one by one: the sandbox chooses their number, and each sync makes all sessions of this
+        controller wait for the disk.
 
         Raises RecordError when the event cannot be written (nothing later can be, then), or may not be:
         out of order, too long, or not expressible in canonical JSON (the ledger stays usable).
@@ -118,7 +121,8 @@ class Ledger:
             raise self._fail("append to", f"only {written} of {len(line)} bytes fit; is the disk full?")
         self._last = entry
         self._unsynced += 1
-        if _must_be_durable(event) or self._unsynced >= SYNC_EVERY:
+        most = SYNC_EVERY_EXECS if isinstance(event, ExecObserved) else SYNC_EVERY
+        if _must_be_durable(event) or self._unsynced >= most:
             self.sync()
         return entry
 

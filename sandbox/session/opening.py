@@ -394,7 +394,8 @@ def _exec_rules(image: Image, spec: ContainerSpec) -> ExecRules | None:
     programs = [bind.target for bind in spec.binds if bind.target == PROBE]
     # What we mount for commands to read is in no image; the rest of our binds lie over paths that are judged.
     ours = [bind.target for bind in spec.binds if bind.target.startswith("/.agent-runner/")]
-    readable = {*closed.readable, *ours} - {GUEST}
+    # Not the shells that asking ones stand in for: the dynamic loader runs what it can read, listed or not.
+    readable = {*closed.readable, *ours} - {GUEST, SHELLS}
     return ExecRules(
         tuple(sorted({*closed.executable, *moved, *programs})), tuple(sorted(readable)), closed.writable
     )

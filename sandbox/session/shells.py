@@ -35,6 +35,9 @@ MAX_ARGUMENTS = 16_384
 ASK_SECONDS = 10.0
 """For a shell to say what it wants; one that is silent is a connection that somebody holds open."""
 MOST_AT_ONCE = 64
+"""Connections that are open; further shells wait in the kernel, not in this process's descriptors."""
+JUDGED_AT_ONCE = 2
+"""Lines; the threads that judge them serve the gateway as well, for names to resolve."""
 MOST_REMEMBERED = 4096
 MOST_ANCESTORS = 64
 BURST, PER_SECOND = 2_000, 20.0
@@ -75,27 +78,31 @@ class ShellJudge:
         self._pace = Pace(BURST, PER_SECOND)
         self._allowed: OrderedDict[_Process, None] = OrderedDict()
         self._tickets: OrderedDict[str, None] = OrderedDict()
-        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._clients: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._silent: dict[asyncio.Task[None], None] = {}
+        """Those of ``_clients`` that have not said yet what they want, the longest first."""
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen. Raises HostError when the socket cannot be made."""
         try:
-            listener = open_door(self._path)
+            self._listener = open_door(self._path)
         except OSError as exc:
             raise HostError(f"cannot open the shells' socket {self._path}: {exc.strerror or exc}") from exc
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener)
+        self._accepting = asyncio.create_task(self._accept(self._listener), name="shells-accept")
 
     async def stop(self) -> None:
         """Close the socket and let nobody wait any longer. Idempotent."""
-        server, self._server = self._server, None
-        if server is None:
+        listener, self._listener = self._listener, None
+        if listener is None or self._accepting is None:
             return
-        server.close()
-        for client in self._clients:
-            client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        running = [self._accepting, *self._clients]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        listener.close()
         self._path.unlink(missing_ok=True)
 
     def ticket(self) -> str:
@@ -112,20 +119,55 @@ class ShellJudge:
         del self._tickets[ticket]
         return True
 
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as exc:
+                _LOG.warning("the judge of shells could not accept a connection: %s", exc)
+                await asyncio.sleep(0.1)
+                continue
+            try:
+                if len(self._clients) >= MOST_AT_ONCE:
+                    await self._make_room()
+                connection.setblocking(False)
+                reader, writer = await asyncio.open_connection(sock=connection)
+            except Exception:
+                _LOG.exception("a shell could not be served")
+                connection.close()
+                continue
+            except asyncio.CancelledError:
+                connection.close()
+                raise
+            client = asyncio.create_task(self._serve(reader, writer))
+            self._clients.add(client)
+            self._silent[client] = None
+            client.add_done_callback(self._forget)
+            # A task that is cancelled before its first step never reaches its own ``finally``.
+            client.add_done_callback(lambda _, writer=writer: writer.transport.abort())  # type: ignore[misc]
+
+    async def _make_room(self) -> None:
+        # A shell asks as soon as it is connected. Whoever holds connections open without a word must not keep
+        # the others waiting; those who asked are waited for.
+        if longest := next(iter(self._silent), None):
+            del self._silent[longest]
+            longest.cancel()
+        else:
+            await asyncio.wait(self._clients, return_when=asyncio.FIRST_COMPLETED)
+
+    def _forget(self, client: asyncio.Task[None]) -> None:
+        self._clients.discard(client)
+        self._silent.pop(client, None)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # a handler always runs in one
-        self._clients.add(task)
         try:
-            async with self._slots:
-                await self._pace.turn()
-                await self._answer(reader, writer)
+            await self._answer(reader, writer)
         except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
             pass  # it went away, or spoke nonsense: without an answer it refuses by itself
         except Exception:
             _LOG.exception("a shell could not be judged")
         finally:
-            self._clients.discard(task)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
@@ -141,9 +183,14 @@ class ShellJudge:
                 await _send(writer, ALLOWED, b"")
                 return
             asked = await self._what(arguments, reader, writer)
+        if (client := asyncio.current_task()) is not None:
+            self._silent.pop(client, None)
+        # From here on it leaves a line in the record.
+        await self._pace.turn()
         is_nested = self._is_nested(process)
-        # In a thread: a hostile line keeps the parser busy for a second, and the gateway must go on.
-        decision = await asyncio.to_thread(self._judge, asked, is_nested)
+        async with self._judging:
+            # In a thread: a hostile line keeps the parser busy for a second, and the gateway must go on.
+            decision = await asyncio.to_thread(self._judge, asked, is_nested)
         text = asked.text if isinstance(asked, _Asked) else " ".join(arguments)
         self._record(
             ShellJudged(

@@ -12,7 +12,7 @@ from sandbox.events import ShellJudged
 from sandbox.provenance.ledger import read_entries
 from sandbox.session.actions import Action, RunCommand
 from sandbox.session.session import Session
-from tests.e2e.live_session import Live
+from tests.e2e.live_session import Live, python
 
 pytestmark = pytest.mark.docker
 
@@ -114,3 +114,32 @@ async def test_a_shell_that_nobody_answers_refuses(live: Live) -> None:
 
     result = await live.run(work, shell=SHELL)
     assert result.status == "completed", result.reason
+
+
+async def test_the_shells_set_aside_are_no_way_to_one_that_may_not_run(live: Live) -> None:
+    """Where the real ones are kept: by path where one is blocked, by the loader where one is not listed."""
+    kept, loader = "/.agent-runner/shell/usr/bin", "/lib64/ld-linux-x86-64.so.2"
+    attempts = {
+        "blocked": f"import os; os.execv('{kept}/bash', ['bash', '-c', 'echo ran'])",
+        "unlisted": f"import os; os.execv('{loader}', ['ld', '{kept}/dash', '-c', 'echo ran'])",
+    }
+    policies: dict[str, dict[str, Any]] = {
+        "control": {},  # first: the others find what it left on the host
+        "blocked": {"blocked_commands": ["bash"]},
+        "unlisted": {"mode": "closed", "allowed_binaries": ["python3"], "blocked_commands": []},
+    }
+    said: dict[str, bytes] = {}
+    for name, policy in policies.items():
+
+        async def work(guest: Any, session: Session, name: str = name) -> None:
+            for attempt in attempts if name == "control" else (name,):
+                ran = await guest.run(python(attempts[attempt]))
+                said[f"{name}, {attempt}"] = ran.stdout
+
+        assert (await live.run(work, shell=SHELL | policy)).status == "completed"
+    assert said == {
+        "control, blocked": b"ran\n",
+        "control, unlisted": b"ran\n",
+        "blocked, blocked": b"",
+        "unlisted, unlisted": b"",
+    }

@@ -276,6 +276,31 @@ def test_a_sandbox_over_its_memory_ends_with_a_status_that_says_so(tmp_path: Pat
     assert engine_leftovers(ran.json["session"]) == []
 
 
+@pytest.mark.skipif("__import__('os').geteuid() != 0", reason="needs root, to lower a limit that is in force")
+async def test_a_sandbox_that_can_start_no_more_threads_ends_with_a_reason(tmp_path: Path) -> None:
+    """A command cannot get there, its processes are limited before; so the sandbox's own limit is lowered."""
+    live = Live(tmp_path)
+    live.fill()
+    children = "import os, time\nwhile os.fork(): pass\ntime.sleep(60)"
+
+    async def work(guest: GuestChannel, session: Session) -> None:
+        found = docker.from_env()
+        labels = {"label": f"agent-runner.session={live.sessions()[-1].name}"}
+        (container,) = found.containers.list(filters=labels)
+        lines = Path(f"/proc/{container.attrs['State']['Pid']}/cgroup").read_text().splitlines()
+        found.close()
+        groups = {line.split(":")[1]: line.split(":")[2] for line in lines}
+        limit = Path(
+            f"/sys/fs/cgroup/pids{groups['pids']}" if "pids" in groups else f"/sys/fs/cgroup{groups['']}"
+        )
+        (limit / "pids.max").write_text((limit / "pids.current").read_text())
+        await guest.run(python(children, timeout_seconds=20))
+
+    result = await live.run(work, runtime="runsc")
+    assert result.status == "sandbox_failed"
+    assert "gVisor ended the whole sandbox (exit code 2)" in result.reason
+
+
 def test_what_gvisor_cannot_give_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     runner = Runner(tmp_path)
     runner.workspace.mkdir()

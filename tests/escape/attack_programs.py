@@ -119,6 +119,61 @@ def by_make():
     subprocess.run(["make", "-s", "-f", "-"], input=recipe.encode(), check=False)
 
 
+@attempt("make, with it for a shell")
+def by_make_shell():
+    recipe = f"SHELL = {TARGET}\n.SHELLFLAGS = -e\nall:\n\t@{SCRIPT} if 1;\n"
+    subprocess.run(["make", "-s", "-f", "-"], input=recipe.encode(), check=False)
+
+
+attempt("sed's e command")(lambda: os.execvp("sed", ["sed", f"1e {TARGET} -e '{SCRIPT}'", "/etc/passwd"]))
+attempt("awk's system()")(
+    lambda: os.execvp(
+        "awk", ["awk", f"BEGIN {{ system(\"{TARGET} -e 'print 1; print q(attack) . q(-ran)'\") }}"]
+    )
+)
+
+
+def git(*arguments, **env):
+    """Run git on a repository of its own, which allows everything that could hold it up."""
+    os.environ.update({"HOME": "/tmp", "GIT_TERMINAL_PROMPT": "0", **env})
+    subprocess.run(["git", "init", "-q", "/tmp/repository"], check=True)
+    subprocess.run(["git", "-C", "/tmp/repository", *arguments], check=False, stdin=subprocess.DEVNULL)
+
+
+def script_for_the_target(path):
+    return write(path, f"#!/bin/sh\nexec {TARGET} -e '{SCRIPT}'\n".encode())
+
+
+attempt("git's ssh command")(
+    lambda: git("-c", f"core.sshCommand={TARGET} -e '{SCRIPT}' >&2 #", "ls-remote", "ssh://nowhere/x")
+)
+attempt("git's editor")(lambda: git("-c", f"core.editor={TARGET} -e '{SCRIPT}' #", "config", "-e"))
+
+
+@attempt("a git hook")
+def by_hook():
+    git("status")
+    hooks = "/workspace/hooks"
+    os.makedirs(hooks, exist_ok=True)
+    script_for_the_target(f"{hooks}/pre-commit")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", f"core.hooksPath={hooks}"]
+    git(*who, "commit", "--allow-empty", "-m", "x")
+
+
+@attempt("a thread's execve, beside others")
+def by_thread():
+    import threading
+
+    threads = [threading.Thread(target=lambda: execute(TARGET, *SAY), daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+attempt("/dev/fd/N")(lambda: execute(f"/dev/fd/{os.dup(os.open(TARGET, os.O_RDONLY))}", *SAY))
+
+
 @attempt("a shebang line")
 def by_shebang():
     execute(write("/workspace/script", f"#!{TARGET}\n{SCRIPT}\n".encode()))
@@ -235,6 +290,29 @@ for place in PLACES:
 
     attempt(f"dlopen of an own library in {place}")(
         lambda place=place: ctypes.CDLL(write(f"{place}/own-dl.so", LIBRARY))
+    )
+
+    @attempt(f"import of an own module in {place}")
+    def by_import(place=place):
+        write(f"{place}/attackmodule.so", LIBRARY)
+        sys.path.insert(0, place)
+        __import__("attackmodule")
+
+    @attempt(f"LD_AUDIT of an own library in {place}")
+    def by_audit(place=place):
+        os.environ["LD_AUDIT"] = write(f"{place}/audit.so", LIBRARY)
+        os.execvp("cat", ["cat", "/dev/null"])
+
+    @attempt(f"own library on LD_LIBRARY_PATH in {place}")
+    def by_library_path(place=place):
+        write(f"{place}/libz.so.1", LIBRARY)
+        os.environ["LD_LIBRARY_PATH"] = place
+        os.execvp("python3", ["python3", "-V"])
+
+    attempt(f"own library preloaded by the loader, in {place}")(
+        lambda place=place: os.execv(
+            LOADER, [LOADER, "--preload", write(f"{place}/pre.so", LIBRARY), "/bin/cat"]
+        )
     )
 
 attempt("own program written over a listed program")(lambda: execute(write(LISTED, PROGRAM)))

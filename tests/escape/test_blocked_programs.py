@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 ATTEMPTS = (HERE / "attack_programs.py").read_text()
 IMAGE = "agent-runner/base:latest"
 TARGET, LISTED = "/usr/bin/perl", "/usr/bin/git"
-TOOLS = ["sh", "bash", "python3", "git", "make", "env", "xargs", "find", "cat"]
+TOOLS = ["sh", "bash", "python3", "git", "make", "env", "xargs", "find", "cat", "sed", "awk"]
 Outcomes = dict[str, str]
 
 SESSIONS: dict[str, dict[str, Any]] = {
@@ -37,6 +37,10 @@ OWN_IN_WORKSPACE = {
     "own program through the loader, in /workspace",
     "LD_PRELOAD of an own library in /workspace",
     "dlopen of an own library in /workspace",
+    "import of an own module in /workspace",
+    "LD_AUDIT of an own library in /workspace",
+    "own library on LD_LIBRARY_PATH in /workspace",
+    "own library preloaded by the loader, in /workspace",
 }
 """With workspace_exec, what the agent builds there may run: said in the result, and not what is blocked."""
 MAY_RUN = {

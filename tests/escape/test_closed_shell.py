@@ -16,7 +16,7 @@ from sandbox.guest.messages import Command, ExecRules, GuestConfig
 from sandbox.session.actions import Action, RunCommand
 from tests.e2e.attached_guest import guest_box
 from tests.e2e.live_session import ENV, Live, shell
-from tests.escape.test_real_work import WORK
+from tests.escape.test_real_work import IN_A_CLOSED_SHELL, WORK
 
 pytestmark = pytest.mark.docker
 
@@ -53,7 +53,7 @@ async def test_real_work_runs_in_a_closed_shell_with_the_shipped_helpers(
             command = Command(("sh", "-s"), env=ENV | HOME, stdin=text.encode(), timeout_seconds=200)
             ended[script] = await guest.run(command)
 
-        await asyncio.gather(*map(run, ("npm", "cargo", "git", "make", "python", "pytest")))
+        await asyncio.gather(*map(run, IN_A_CLOSED_SHELL))
         ended["not listed"] = await guest.run(shell(f"perl -e 1; {BUSYBOX}"))
 
     result = await live.run(work, shell=CLOSED | {"allowed_binaries": LISTED})

@@ -386,3 +386,24 @@ async def test_execs_of_what_is_no_command_end_the_channel(opened: Any) -> None:
     channel, _ = await opened(lambda kind, id_, body: execs(id_))
     with pytest.raises(GuestError, match="out of turn"):
         await channel.read_file("x", 10)
+
+
+async def test_a_flood_of_execs_leaves_the_event_loop_to_others(opened: Any) -> None:
+    """All of it may be here at once, and each exec is recorded on the loop that serves the gateway too."""
+    frames = 20
+    channel, _ = await opened(
+        lambda kind, id_, body: execs(id_, 100) * frames + started(id_) + exited(id_) if body else b""
+    )
+    seen: list[ExecSeen] = []
+    turns: list[int] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(len(seen))
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    await channel.run(CAPPED, on_exec=seen.append)
+    other.cancel()
+    assert len(seen) == 100 * frames
+    assert len({count for count in turns if 0 < count < len(seen)}) == frames - 1

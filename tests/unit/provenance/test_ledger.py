@@ -18,8 +18,24 @@ import pytest
 
 from sandbox.digest import blake3_hex
 from sandbox.errors import RecordError
-from sandbox.events import DecisionMade, ModelCall, PhaseStarted, SessionEnded, SessionStarted, ToolCall
-from sandbox.provenance.ledger import GENESIS, MAX_LINE_BYTES, SYNC_EVERY, Ledger, decode_line, read_entries
+from sandbox.events import (
+    DecisionMade,
+    ExecObserved,
+    ModelCall,
+    PhaseStarted,
+    SessionEnded,
+    SessionStarted,
+    ToolCall,
+)
+from sandbox.provenance.ledger import (
+    GENESIS,
+    MAX_LINE_BYTES,
+    SYNC_EVERY,
+    SYNC_EVERY_EXECS,
+    Ledger,
+    decode_line,
+    read_entries,
+)
 from sandbox.provenance.verify import verify_ledger
 from tests.unit.provenance.recorded import events, name, started, ticking, write_ledger
 
@@ -171,6 +187,21 @@ def test_everything_else_is_durable_within_a_stated_number_of_entries(
     assert len(syncs) == 1
     ledger.append(PhaseStarted(phase="p"))
     ledger.close()
+    assert len(syncs) == 2
+
+
+def test_a_flood_of_execs_waits_for_the_disk_less_often(ledger: Ledger, syncs: list[int]) -> None:
+    """The sandbox chooses how many there are, and each sync holds up every session of this controller."""
+    exec_ = ExecObserved(action_id="a", claimed_pid=1, argv=[])
+    ledger.append(started())
+    for _ in range(SYNC_EVERY_EXECS - 2):
+        ledger.append(exec_)
+    assert syncs == []
+    ledger.append(exec_)
+    assert len(syncs) == 1
+    for _ in range(SYNC_EVERY):
+        ledger.append(exec_)
+    ledger.append(PhaseStarted(phase="p"))  # the control: any other entry has them written at once
     assert len(syncs) == 2
 
 

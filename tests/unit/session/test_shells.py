@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest
 
 from sandbox.events import ShellJudged
 from sandbox.policy.model import ShellPolicy
-from sandbox.session.shells import ShellJudge
+from sandbox.session.shells import MOST_AT_ONCE, ShellJudge
 
 POLICY = ShellPolicy(allowed_binaries=("echo", "git"), blocked_commands=("curl",), agents=("git",))
 
@@ -163,3 +164,55 @@ s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(struct.pack
 data = s.recv(65536)
 print(data[:1].decode() + data[5:].decode(), end="")
 """
+
+
+async def test_connections_without_a_word_hold_up_no_shell_that_asks(judged: Judged) -> None:
+    silent = [await asyncio.open_unix_connection(judged.path) for _ in range(3 * MOST_AT_ONCE)]
+    assert await judged.ask("bash", "-c", "echo hi") == b"a"
+    # Nor do they take the controller's descriptors: all but the last few are closed.
+    assert len(judged.judge._clients) <= MOST_AT_ONCE + 1
+    assert await silent[0][0].read() == b""
+    for _, writer in silent:
+        writer.close()
+
+
+async def test_a_shell_that_was_asked_for_its_script_and_says_nothing_gives_way_too(judged: Judged) -> None:
+    async def promise() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(judged.path)
+        writer.write(request("sh", "script.sh"))
+        assert await reader.readexactly(1) == b"s"
+        return reader, writer
+
+    promised = [await promise() for _ in range(MOST_AT_ONCE)]
+    assert await judged.ask("bash", "-c", "echo hi") == b"a"
+    await promised[0][0].read()
+    assert promised[0][0].at_eof()
+    for _, writer in promised:
+        writer.close()
+
+
+async def test_a_line_that_was_judged_already_waits_for_no_flood(judged: Judged) -> None:
+    """The main process of each tool call brings a ticket; what asks in a flood pays with waiting."""
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    judged.judge._pace.turn = never  # type: ignore[method-assign]
+    waiting = [asyncio.create_task(judged.ask("sh", "-c", "echo flood")) for _ in range(8)]
+    assert await judged.ask("bash", "-c", "make all", ticket=judged.judge.ticket()) == b"a"
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_stopping_leaves_nobody_waiting(tmp_path: Path) -> None:
+    made = Judged(tmp_path / "stopped.sock")
+    await made.judge.start()
+    held = [await asyncio.open_unix_connection(made.path) for _ in range(4)]
+    await made.judge.stop()
+    for reader, writer in held:
+        with contextlib.suppress(ConnectionResetError):  # those that were never accepted
+            assert await reader.read() == b""
+        writer.close()
+    await made.judge.stop()
