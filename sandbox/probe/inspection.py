@@ -129,9 +129,9 @@ def _credential(credential: Credential, way: Talk, name: str) -> Iterator[Probe]
     if credential.mode == "replace_placeholder" and credential.placeholder is not None:
         decoy = credential.placeholder.decode("ascii")
         own = replace(way, headers=((header, decoy),))
-        value = decoy.replace(decoy, value)
+        elsewhere = replace(way, headers=(("X-Selftest-Other", decoy),))
         yield _refuse(f"{name}-elsewhere", f"send the placeholder of {what} in another field", control,
-                      replace(way, headers=(("X-Selftest-Other", decoy),)), {"credential_misuse"})  # fmt: skip
+                      elsewhere, {"credential_misuse"})  # fmt: skip
     else:
         yield _refuse(f"{name}-forged", f"have the sandbox's own {what} reach the origin", control,
                       replace(way, headers=((header, forged),), arrives=(header, forged)),

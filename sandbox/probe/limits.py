@@ -66,15 +66,19 @@ def limit_probes(limits: Limits, *, is_gvisor: bool = False) -> tuple[Probe, ...
                Act("space", (WORKSPACE, str(MIB)))),
         _over("workspace-bytes", "limits.workspace_bytes", f"write {_mib(most + 16 * MIB)} to the workspace",
               Act("space", (WORKSPACE, str(most + 16 * MIB))), FULL, disk_bytes=2 * most + 256 * MIB),
-        _over("workspace-files", "limits.workspace_files", f"make {limits.workspace_files + 1} files in the workspace"
-              if limits.workspace_files <= MOST_FILES
-              else f"be told of room for more than {limits.workspace_files} files in the workspace",
-              _all_files(limits.workspace_files), FULL, control=_all_files(limits.workspace_files)),
+        _over("workspace-files", "limits.workspace_files", _say_files(limits.workspace_files),
+              _all_files(limits.workspace_files), FULL),
         replace(_over("cpus", "limits.cpus", f"be on more than {limits.cpus:g} CPUs at a time",
                       Act("cpus", (str(CPU_SECONDS), str(_spinners(limits)), str(_most_cpu(limits.cpus)))),
                       frozenset(("throttled",))), may_be_untestable=True),
     ]  # fmt: skip
     return tuple(sorted(probes, key=lambda probe: probe.id == "limits-memory"))
+
+
+def _say_files(most: int) -> str:
+    if most > MOST_FILES:
+        return f"be told of room for more than {most} files in the workspace"
+    return f"make more than {most} files in the workspace"
 
 
 def _all_files(most: int) -> Act:

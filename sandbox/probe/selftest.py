@@ -337,7 +337,8 @@ async def _one_by_one(
                     seen |= await _talk_alone(probe.id, probe.attempt, sandbox, switchboard, origin)
         except GuestError as exc:
             is_refusal = ENDED in probe.refusals
-            seen[probe.id] = Seen("blocked", ENDED) if is_refusal else Seen("failed", "_".join(str(exc).split()))
+            why = "_".join(str(exc).split())
+            seen[probe.id] = Seen("blocked", ENDED) if is_refusal else Seen("failed", why)
     return seen
 
 

@@ -115,11 +115,12 @@ def _helping(shell: ShellPolicy, index: ImageIndex) -> Iterator[Probe]:
     """One helper of each listed program, which must run although nobody listed it."""
     for name in shell.allowed_binaries:
         for helper in helpers_of((name,), shell.helpers):
-            path = None if "*" in helper.program else find_program(index, helper.program)
+            path = find_program(index, helper.program) if helper.program.isalnum() else None
             if path is None or helper.program in (*shell.allowed_binaries, *shell.blocked_commands):
                 continue
-            yield Probe(f"shell-helper-{_word(name)}", "shell", "allow", f"run {helper.program}, a helper of {name}",
-                        f"shell.helpers[{name}]", Act("run", (path, "--version")))  # fmt: skip
+            what = f"run {helper.program}, a helper of {name}"
+            act = Act("run", (path, "--version"))
+            yield Probe(f"shell-helper-{_word(name)}", "shell", "allow", what, f"shell.helpers[{name}]", act)
             break
 
 
@@ -127,8 +128,8 @@ def _unlisted(shell: ShellPolicy, index: ImageIndex) -> Iterator[Probe]:
     for kind, names in (("program", UNLISTED), ("interpreter", INTERPRETERS)):
         found = next((path for name in names if (path := _find_unlisted(shell, index, name))), None)
         if found is None:
-            yield Probe(f"shell-unlisted-{kind}", "shell", "deny", f"run a {kind} that is not listed", CLOSED,
-                        Act("run"), skip="the image has none that could stand for those not listed")  # fmt: skip
+            what, why = f"run a {kind} that is not listed", "the image has none that could stand for those"
+            yield Probe(f"shell-unlisted-{kind}", "shell", "deny", what, CLOSED, Act("run"), skip=why)
         else:
             name = posixpath.basename(found)
             yield from _ways(shell, index, f"shell-unlisted-{_word(name)}", name, found, CLOSED)
