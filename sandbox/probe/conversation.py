@@ -40,9 +40,7 @@ class Switchboard:
         self._talks: set[asyncio.Task[None]] = set()
         self.seen: dict[str, Seen] = {}
         """What came of each conversation that took place, by probe."""
-        self._files: set[str] = set()
-        self.files: dict[str, bytes] = {}
-        """What ``expect_file`` brought, by name."""
+        self._files: dict[str, asyncio.Future[bytes]] = {}
         self.bundle = b""
         """The roots that clients in the container trust, as read there; empty: nobody."""
 
@@ -87,18 +85,27 @@ class Switchboard:
 
     def expect_file(self, name: str, path: str) -> Act:
         """Return what the container's program must do to show a file as it is seen inside."""
-        self._files.add(name)
+        self._files[name] = asyncio.get_running_loop().create_future()
         return Act("carry", (f"{EGRESS_DIRECTORY}/{DRIVER_NAME}", name, "file", path))
+
+    async def wait_file(self, name: str) -> bytes:
+        """Return what ``expect_file`` brought; empty when nothing came."""
+        try:
+            async with asyncio.timeout(TALK_SECONDS):
+                return await self._files[name]
+        except TimeoutError:
+            return b""
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = ""
         try:
             async with asyncio.timeout(TALK_SECONDS):
                 name = (await reader.readline()).decode("ascii", "replace").strip()
-                if name in self._files:
-                    self.files[name] = await reader.read(MOST_FILE_BYTES)
-                    while len(self.files[name]) < MOST_FILE_BYTES and (more := await reader.read(READ_BYTES)):
-                        self.files[name] += more
+                if name in self._files and not self._files[name].done():
+                    content = b""
+                    while len(content) < MOST_FILE_BYTES and (more := await reader.read(READ_BYTES)):
+                        content += more
+                    self._files[name].set_result(content)
                 known = self._waiting.pop(name, None)
                 if known is not None:
                     talk, is_control = known

@@ -318,7 +318,7 @@ async def _read_bundle(sandbox: SessionSandbox, switchboard: Switchboard, env: M
     path = env.get("SSL_CERT_FILE")
     if path is not None:
         await sandbox.attempt([(BUNDLE, switchboard.expect_file(BUNDLE, path))])
-        switchboard.bundle = switchboard.files.get(BUNDLE, b"")
+        switchboard.bundle = await switchboard.wait_file(BUNDLE)
 
 
 async def _one_by_one(
