@@ -12,8 +12,10 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "probe.h"
 
@@ -70,6 +72,65 @@ static long write_file(int argc, char **argv)
     close(fd);
     unlink(argv[0]);
     return refusal(result);
+}
+
+/* Look for a text in a file; in /proc, in what processes were started with. */
+static int holds(const char *path, const char *text)
+{
+    static char content[1 << 20];
+    size_t used = 0;
+    ssize_t got;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW | O_NOCTTY);
+    if (fd < 0)
+        return 0;
+    while (used < sizeof content && (got = read(fd, content + used, sizeof content - used)) > 0)
+        used += (size_t)got;
+    close(fd);
+    return memmem(content, used, text, strlen(text)) != 0;
+}
+static int holds_beneath(const char *directory, const char *text, int depth)
+{
+    char path[1024];
+    struct dirent *entry;
+    int found = 0;
+    DIR *stream = depth > 0 ? opendir(directory) : 0;
+    while (!found && stream && (entry = readdir(stream))) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
+        if (entry->d_type == DT_DIR)
+            found = holds_beneath(path, text, depth - 1);
+        else if (entry->d_type == DT_REG)
+            found = holds(path, text);
+    }
+    if (stream)
+        closedir(stream);
+    return found;
+}
+static int holds_process(const char *text)
+{
+    char path[300];
+    struct dirent *entry;
+    int found = holds("/proc/self/environ", text);
+    DIR *stream = opendir("/proc");
+    while (!found && stream && (entry = readdir(stream))) {
+        if (*entry->d_name < '0' || *entry->d_name > '9')
+            continue;
+        snprintf(path, sizeof path, "/proc/%.200s/environ", entry->d_name);
+        found = holds(path, text);
+        snprintf(path, sizeof path, "/proc/%.200s/cmdline", entry->d_name);
+        found = found || holds(path, text);
+    }
+    if (stream)
+        closedir(stream);
+    return found;
+}
+static long find_text(int argc, char **argv)
+{
+    int found = 0;
+    for (int i = 1; i < argc && !found; i++)
+        found = strcmp(argv[i], "/proc") == 0 ? holds_process(argv[0]) : holds_beneath(argv[i], argv[0], 8);
+    return presence(found);
 }
 
 /* ---- programs ---- */
@@ -254,6 +315,85 @@ static long use_space(int argc, char **argv)
     unlink(path);
     return refusal(-error);
 }
+/* Be on CPUs for some seconds; refused is to be on more of them, on average, than a limit says (thousandths of one). */
+static long use_cpus(int argc, char **argv)
+{
+    (void)argc;
+    const double seconds = atof(argv[0]);
+    long processes = strtol(argv[1], 0, 10);
+    const double limit = strtol(argv[2], 0, 10) / 1000.0;
+    struct timespec begun, now;
+    struct rusage used;
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    for (; processes > 0; processes--) {
+        pid_t pid = fork();
+        if (pid < 0)
+            unprepared("fork");
+        if (pid == 0) {
+            do
+                clock_gettime(CLOCK_MONOTONIC, &now);
+            while ((double)(now.tv_sec - begun.tv_sec) + (double)(now.tv_nsec - begun.tv_nsec) / 1e9 < seconds);
+            _exit(0);
+        }
+    }
+    while (wait(0) > 0)
+        continue;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (getrusage(RUSAGE_CHILDREN, &used))
+        unprepared("rusage");
+    const double wall = (double)(now.tv_sec - begun.tv_sec) + (double)(now.tv_nsec - begun.tv_nsec) / 1e9;
+    const double cpu = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+                       (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+    if (cpu / wall > limit)
+        return 0;
+    note("throttled"); /* or the machine has no more: then the permissive container says the same */
+    return refusal(-EAGAIN);
+}
+/* Make empty files, a thousand to a directory, and remove them again. */
+static long use_files(int argc, char **argv)
+{
+    (void)argc;
+    char top[512], path[600];
+    const long wanted = strtol(argv[1], 0, 10);
+    long made = 0, error = 0;
+    snprintf(top, sizeof top, "%s/.probe-files-%d", argv[0], (int)getpid());
+    if (mkdir(top, 0700))
+        unprepared("directory");
+    for (; made < wanted && !error; made++) {
+        if (made % 1000 == 0) {
+            snprintf(path, sizeof path, "%s/%ld", top, made / 1000);
+            error = mkdir(path, 0700) ? errno : 0;
+        }
+        snprintf(path, sizeof path, "%s/%ld/%ld", top, made / 1000, made);
+        int fd = error ? -1 : open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0)
+            error = error ? error : errno;
+        else
+            close(fd);
+    }
+    for (long i = made - 1; i >= 0; i--) {
+        snprintf(path, sizeof path, "%s/%ld/%ld", top, i / 1000, i);
+        unlink(path);
+        if (i % 1000 == 0) {
+            snprintf(path, sizeof path, "%s/%ld", top, i / 1000);
+            rmdir(path);
+        }
+    }
+    rmdir(top);
+    return refusal(-error);
+}
+/* Tell whether a file system says of itself that it takes more files than so many. */
+static long count_files(int argc, char **argv)
+{
+    (void)argc;
+    struct statvfs filesystem;
+    if (statvfs(argv[0], &filesystem))
+        unprepared("statvfs");
+    if (filesystem.f_files > strtoull(argv[1], 0, 10))
+        return 0;
+    note("ENOSPC");
+    return refusal(-ENOSPC);
+}
 static long take_time(int argc, char **argv)
 {
     (void)argc;
@@ -304,12 +444,28 @@ static int send_all(int fd, const char *data, ssize_t size)
     }
     return 0;
 }
-/* Connect to "unix PATH" or "tcp NAME-OR-ADDRESS PORT" and carry bytes between that and who drives the conversation:
- * arguments are the driver's socket, a word that tells it which one this is, and the target. */
+/* Send a file's content, as it is seen here. */
+static long show(const char *path, int driver)
+{
+    char block[16384];
+    ssize_t got;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    while ((got = read(fd, block, sizeof block)) > 0)
+        if (send_all(driver, block, got))
+            return -errno;
+    return got < 0 ? -errno : 0;
+}
+/* Connect to "unix PATH" or "tcp NAME-OR-ADDRESS PORT" and carry bytes between that and who drives the conversation, or
+ * show it a "file PATH": arguments are the driver's socket, a word that tells it which one this is, and the target. */
 static long carry(int argc, char **argv)
 {
-    int target;
-    if (strcmp(argv[2], "unix") == 0) {
+    int target = -1;
+    const int is_file = strcmp(argv[2], "file") == 0;
+    if (is_file) {
+        target = 0;
+    } else if (strcmp(argv[2], "unix") == 0) {
         target = connect_unix(argv[3]);
     } else {
         struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = htons((uint16_t)(argc > 4 ? atoi(argv[4]) : 0))};
@@ -326,6 +482,8 @@ static long carry(int argc, char **argv)
     int driver = connect_unix(argv[0]);
     if (driver < 0 || send_all(driver, argv[1], (ssize_t)strlen(argv[1])) || send_all(driver, "\n", 1))
         unprepared("driver");
+    if (is_file)
+        return show(argv[3], driver);
     struct pollfd both[2] = {{driver, POLLIN, 0}, {target, POLLIN, 0}};
     char block[16384];
     while (poll(both, 2, -1) > 0)
@@ -351,6 +509,7 @@ const struct act acts[] = {
     {"through-link", 2, through_link, 0},
     {"hard-link", 2, hard_link, 0},
     {"write", 1, write_file, 0},
+    {"find", 2, find_text, 0},
     {"run", 1, run_program, 0},
     {"run-copy", 2, run_copy, 0},
     {"run-link", 2, run_link, 0},
@@ -359,6 +518,9 @@ const struct act acts[] = {
     {"processes", 1, use_processes, 0},
     {"descriptors", 1, use_descriptors, 0},
     {"space", 2, use_space, 0},
+    {"cpus", 3, use_cpus, 0},
+    {"files", 2, use_files, 0},
+    {"count-files", 2, count_files, 0},
     {"time", 1, take_time, 0},
     {"output", 1, write_output, 0},
     {"carry", 4, carry, 0},

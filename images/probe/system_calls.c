@@ -289,7 +289,11 @@ static long new_listener(void)
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
 }
-static long sys_nested_listener(void) { return outcome(new_listener()); }
+static long sys_nested_listener(void)
+{
+    long result = outcome(new_listener());
+    return result == -EBUSY ? refusal(result) : result; /* there is one above us already */
+}
 static long ioctl_notify_addfd(void)
 {
     uint64_t nobody[3] = {~0ULL};

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from sandbox.container.docker import DockerRuntime
     from sandbox.policy.load import LoadedPolicy
-    from sandbox.probe.doctor import Diagnosis, Trial
+    from sandbox.probe.doctor import Diagnosis
 
 EXIT_HOST = 3
 
@@ -30,10 +28,23 @@ EXIT_HOST = 3
 def command(policy_file: Path | None, profile: str | None, image: str | None, output: str) -> None:
     """State what is really enforced on this host, engine, runtime and image, control by control.
 
-    Opens a session as a run would, on an empty workspace, reads back what is in force, and removes it
-    again. Known-bad versions are listed with what they mean here. To attack the session: selftest.
+    Opens a session as a run would, on a scratch workspace with decoys for the deny patterns, reads back what
+    is in force, looks for the decoys, starts what is blocked, and removes it all again; no host is contacted
+    and no session recorded. Known-bad versions are listed with what they mean here. To attack the session:
+    selftest.
 
-    Exit code 0: every control that the policy asks for is in force. 3: one is not.
+    \b
+    States:
+      enforced     in force, as read back or as tried
+      watched      measured while a session runs, and the session ended then
+      unused       there, and this policy does not ask for it
+      unavailable  not in force: why, and how to get it
+
+    \b
+    Exit codes:
+      0  every control that the policy asks for is in force
+      2  wrong policy or options
+      3  a control that the policy asks for is not in force
 
     \b
     Examples:
@@ -42,10 +53,9 @@ def command(policy_file: Path | None, profile: str | None, image: str | None, ou
     """
     from sandbox.policy.load import find_policy, load_policy
     from sandbox.resources import working_directory
-    from sandbox.session.plan import DEFAULT_IMAGE
 
     loaded = load_policy(find_policy(policy_file, profile, working_directory()), profile)
-    diagnosis = asyncio.run(_examine(loaded, DEFAULT_IMAGE if image is None else image))
+    diagnosis = asyncio.run(_examine(loaded, image))
     if output == "json":
         click.echo(json.dumps(_as_data(diagnosis), indent=2))
     else:
@@ -54,39 +64,16 @@ def command(policy_file: Path | None, profile: str | None, image: str | None, ou
         raise click.exceptions.Exit(EXIT_HOST)
 
 
-async def _examine(loaded: LoadedPolicy, image: str) -> Diagnosis:
+async def _examine(loaded: LoadedPolicy, image: str | None) -> Diagnosis:
     from sandbox.container.docker import DockerRuntime
-    from sandbox.errors import EngineError
-    from sandbox.probe.doctor import Trial, diagnose
-    from sandbox.probe.host import read_host
+    from sandbox.probe.examination import examine
+    from sandbox.resources import state_directory
 
     runtime = DockerRuntime()
     try:
-        try:
-            facts, versions = await runtime.facts(), await runtime.versions()
-        except EngineError as exc:
-            return diagnose(loaded.policy, image, None, {}, read_host(), Trial(None, 0, 0, str(exc)))
-        return diagnose(
-            loaded.policy, image, facts, versions, read_host(), await _try(loaded, image, runtime)
-        )
+        return await examine(loaded, image, runtime, state_directory(), os.environ, Path.home())
     finally:
         await runtime.close()
-
-
-async def _try(loaded: LoadedPolicy, image: str, runtime: DockerRuntime) -> Trial:
-    from sandbox.errors import AgentRunnerError
-    from sandbox.probe.doctor import Trial
-    from sandbox.resources import state_directory
-    from sandbox.session.trial import open_trial
-
-    try:
-        async with open_trial(loaded, image, runtime, state_directory(), os.environ, Path.home()) as opened:
-            started_ms = round((time.monotonic() - opened.started_clock) * 1000)
-            ready = (await opened.guest()).ready
-            abi = ready.landlock_abi if ready is not None else 0
-            return Trial(opened.spec, abi, started_ms, warnings=tuple(opened.warnings))
-    except AgentRunnerError as exc:
-        return Trial(None, 0, 0, str(exc))
 
 
 def _as_data(diagnosis: Diagnosis) -> dict[str, object]:

@@ -39,14 +39,16 @@ async def _collect() -> ReapReport:
     from sandbox.container.docker import DockerRuntime
     from sandbox.container.reaper import reap
     from sandbox.container.workspace.prepare import release_workspace
-    from sandbox.probe.scratch import FOLDER as SELFTEST_FOLDER
+    from sandbox.probe.scratch import remove_abandoned
     from sandbox.resources import state_directory
+    from sandbox.session.trial import FOLDER as TRIALS
 
     runtime = DockerRuntime()
     try:
         report = await reap(runtime, state_directory(), release_workspace)
-        # Self-tests keep their sessions apart; what a killed one left is found there.
-        own = await reap(runtime, state_directory() / SELFTEST_FOLDER, release_workspace)
+        # Self-tests and doctor keep their sessions apart; what a killed one left is found there.
+        own = await reap(runtime, state_directory() / TRIALS, release_workspace)
+        await asyncio.to_thread(remove_abandoned, state_directory() / TRIALS)
         report.sessions += own.sessions
         report.problems += own.problems
         return report

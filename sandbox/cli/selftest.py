@@ -91,20 +91,16 @@ def command(
 
 def _plan(policy_file: Path | None, profile: str | None, image: str | None) -> RunPlan:
     from sandbox.policy.load import find_policy, load_policy
+    from sandbox.probe.inspection import stand_in_credentials
     from sandbox.resources import working_directory
-    from sandbox.session.plan import DEFAULT_IMAGE, RunRequest, plan_run
+    from sandbox.session.trial import plan_trial
 
-    request = RunRequest(
-        task="selftest",
-        loaded=load_policy(find_policy(policy_file, profile, working_directory()), profile),
-        image=DEFAULT_IMAGE if image is None else image,
-        model="script:selftest",  # never asked
-    )
+    loaded = load_policy(find_policy(policy_file, profile, working_directory()), profile)
     try:
         home = Path.home()
     except RuntimeError:
         home = Path("/nonexistent")  # a user without a home has no client configuration there
-    return plan_run(request, os.environ, home)
+    return plan_trial(loaded, image, os.environ, home, stand_in_credentials(loaded.policy.network))
 
 
 async def _run(policy_file: Path | None, profile: str | None, image: str | None, *, quiet: bool) -> Report:

@@ -9,8 +9,9 @@ from sandbox.errors import PolicyError
 from sandbox.policy.model import Policy
 from sandbox.probe.catalogue import load_catalogue
 from sandbox.probe.files import Decoys, file_probes
+from sandbox.probe.inspection import stand_in_credentials
 from sandbox.probe.limits import limit_probes
-from sandbox.probe.model import Probe
+from sandbox.probe.model import Difference, Probe
 from sandbox.probe.network import network_probes
 from sandbox.probe.shell import shell_probes
 
@@ -22,6 +23,7 @@ class SelftestPlan:
     probes: tuple[Probe, ...]
     decoys: Decoys
     accepted: dict[str, str]
+    differences: dict[str, Difference]
 
 
 def derive(policy: Policy, index: ImageIndex) -> SelftestPlan:
@@ -29,10 +31,10 @@ def derive(policy: Policy, index: ImageIndex) -> SelftestPlan:
     catalogue = load_catalogue(policy)
     files, decoys = file_probes(policy.filesystem)
     probes = (
-        *network_probes(policy.network),
+        *network_probes(policy.network, stand_in_credentials(policy.network)),
         *files,
         *shell_probes(policy.shell, index),
-        *limit_probes(policy.limits),
+        *limit_probes(policy.limits, is_gvisor=policy.runtime == "runsc"),
         *catalogue.probes,
     )
     seen: set[str] = set()
@@ -42,4 +44,4 @@ def derive(policy: Policy, index: ImageIndex) -> SelftestPlan:
                 f"cannot derive probes: two would be called {probe.id}; remove the double entry"
             )
         seen.add(probe.id)
-    return SelftestPlan(probes, decoys, catalogue.accepted)
+    return SelftestPlan(probes, decoys, catalogue.accepted, catalogue.differences)

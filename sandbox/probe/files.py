@@ -12,6 +12,7 @@ from sandbox.probe.model import Act, Probe
 
 FOLDER = "selftest"
 WORD = "decoy"
+VISIBLE = "selftest-visible.txt"
 GONE = frozenset(("ENOENT", "ENOTDIR"))
 MASK = "mask layer of the workspace, filesystem.deny_patterns"
 
@@ -24,6 +25,8 @@ class Decoys:
     """Paths relative to the workspace."""
     hard_links: tuple[tuple[str, str], ...]
     """New name and the file it is another name of."""
+    hidden: tuple[str, ...] = ()
+    """Those of ``files`` that a pattern hides."""
 
 
 def file_probes(filesystem: FilesystemPolicy) -> tuple[tuple[Probe, ...], Decoys]:
@@ -31,11 +34,11 @@ def file_probes(filesystem: FilesystemPolicy) -> tuple[tuple[Probe, ...], Decoys
     patterns = DenyPatterns(filesystem.deny_patterns)
     probes: list[Probe] = [
         Probe("files-read", "files", "allow", "read a file that no pattern hides", "the workspace",
-              Act("read", (_inside("selftest-visible.txt"),))),
+              Act("read", (_inside(VISIBLE),))),
         Probe("files-write", "files", "allow", "make a file in the workspace", "the workspace",
               Act("write", (_inside(".selftest-new"),))),
     ]  # fmt: skip
-    files, links = ["selftest-visible.txt"], []
+    files, links = [VISIBLE], []
     for number, pattern in enumerate(filesystem.deny_patterns, 1):
         decoy = _decoy(pattern, number, patterns)
         if decoy is None:
@@ -56,7 +59,9 @@ def file_probes(filesystem: FilesystemPolicy) -> tuple[tuple[Probe, ...], Decoys
                       "the workspace", Act("read", (_inside(near),)))
             )  # fmt: skip
     visible = [(name, decoy) for name, decoy in links if patterns.match(name.encode()) is None]
-    return tuple(probes), Decoys(tuple(dict.fromkeys(files)), tuple(visible))
+    files = list(dict.fromkeys(files))
+    hidden = tuple(name for name in files if patterns.match(name.encode()) is not None)
+    return tuple(probes), Decoys(tuple(files), tuple(visible), hidden)
 
 
 def _hidden(number: int, pattern: str, decoy: str, other_name: str) -> list[Probe]:

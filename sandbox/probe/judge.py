@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sandbox.probe.model import Finding, Probe, Seen
+from sandbox.probe.model import Difference, Finding, Probe, Seen
 
 LISTED = 6
 
 
 def judge(
-    probe: Probe, seen: Seen | None, control_seen: Seen | None, accepted: Mapping[str, str], untried: str = ""
+    probe: Probe,
+    seen: Seen | None,
+    control_seen: Seen | None,
+    accepted: Mapping[str, str],
+    untried: str = "",
+    difference: Difference | None = None,
 ) -> Finding:
     """Return what a probe found.
 
-    ``seen`` is None for one that was not tried, ``untried`` then says why. Only a forbidden thing that was
+    ``seen`` is None for one that was not tried, ``untried`` then says why. ``difference`` is how it is known
+    to end under the runtime at hand. Only a forbidden thing that was
     refused in the expected way *and* works in the permissive container counts as blocked.
     """
     if probe.skip:
@@ -28,6 +34,8 @@ def judge(
             return Finding(probe, "works", seen)
         outcome = "refused" if seen.verdict == "blocked" else "failed"
         return Finding(probe, outcome, seen, reason="it must work")  # type: ignore[arg-type]  # one of two literals
+    if difference is not None and seen.verdict == difference.verdict:
+        return Finding(probe, "accepted", seen, control_seen, difference.reason)
     if seen.verdict == "worked":
         if probe.id in accepted:
             return Finding(probe, "accepted", seen, control_seen, accepted[probe.id])

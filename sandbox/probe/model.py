@@ -17,7 +17,7 @@ OUTCOMES: tuple[Outcome, ...] = (
 """
 works       an allowed thing works
 blocked     a forbidden thing was refused as expected, and works in the permissive container
-accepted    a forbidden thing works, and ``images/probe/probes.yaml`` says why that is accepted
+accepted    a forbidden thing works, or a runtime answers otherwise; ``images/probe/`` says why that will do
 skipped     cannot be tried with this image or policy
 untestable  a forbidden thing was refused, and in the permissive container as well: proves nothing here
 worked      FAILURE: a forbidden thing works
@@ -51,6 +51,22 @@ class Talk:
     """False: plain HTTP bytes where TLS is expected."""
     method: str = "GET"
     path: str = "/"
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further fields of the request; a ``Host`` among them stands for the usual one."""
+    alpn: str = ""
+    """The only protocol that the ClientHello offers; empty: it offers none by name."""
+    trusts: Literal["anybody", "bundle", "origin"] = "anybody"
+    """Whose certificate the client accepts. ``bundle``: what the container's trust bundle vouches for.
+    ``origin``: the origin's own and no other."""
+    arrives: tuple[str, str] | None = None
+    """A header and the value that the origin must see in it for this to count as worked; None: any."""
+    echoes: str = ""
+    """A text that the answer must hold for this to count as worked; empty: none. The origin repeats the
+    fields it was sent."""
+    answer_bytes: int = 0
+    """How long an answer is asked for; it must arrive whole."""
+    resolves_to: str = ""
+    """The address that the name has while this runs, alone; empty: a public one."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,14 @@ class Seen:
     verdict: Literal["worked", "blocked", "failed"]
     detail: str = "-"
     """One word: an errno's name, a signal, the gateway's reason."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a forbidden thing ends under another runtime, and why that is accepted."""
+
+    verdict: Literal["worked", "blocked", "failed"]
+    reason: str
 
 
 @dataclass(frozen=True)

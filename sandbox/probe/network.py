@@ -6,14 +6,24 @@ What an entry covers is worked out here a second time, on purpose: the gateway's
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
+from sandbox.egress.credentials import Credentials
 from sandbox.policy.hosts import Refusal, canonical_host, is_ip_literal
 from sandbox.policy.model import HostEntry, NetworkPolicy
+from sandbox.probe.inspection import (
+    LABEL,
+    STRANGER,
+    credential_probes,
+    inspection_probes,
+    rule_probes,
+    sample_method,
+    sample_path,
+)
 from sandbox.probe.model import Act, Probe, Talk
+from sandbox.probe.traffic import budget_probes, has_room, resolution_probes, session_budget_probes
 
-LABEL = "selftest"
-STRANGER = "selftest.example.org"
 PLAIN_ADDRESS = "203.0.113.10"
 METADATA = "169.254.169.254"
 PROXY_ACT = Act("carry")
@@ -23,11 +33,20 @@ ALLOWLIST = "egress gateway, network.allowlist"
 ALERT = frozenset(("alert",))
 
 
-def network_probes(network: NetworkPolicy) -> tuple[Probe, ...]:
-    """Return the probes of a network policy, in its order."""
+def network_probes(network: NetworkPolicy, credentials: Credentials) -> tuple[Probe, ...]:
+    """Return the probes of a network policy, in its order, and of what it injects, by stand-in values."""
     probes = [*_neighbours_of_all(network)]
+    ways: dict[str, Talk] = {}
     for number, entry in enumerate(network.allowlist, 1):
-        probes += _entry_probes(network, entry, f"net-allow-{number}")
+        name = f"net-allow-{number}"
+        host = _sample(entry.host)
+        if not covers(network, host, entry.ports[0]):
+            probes.append(_skipped(name, entry, "network.denylist wins over this entry"))
+            continue
+        ways[entry.host] = way = _way(network, entry, host)
+        probes += _entry_probes(network, entry, way, name)
+        # Last of its own: they spend what the others need.
+        probes += budget_probes(entry, way, name)
     for number, pattern in enumerate(network.denylist, 1):
         probes.append(
             Probe(
@@ -40,6 +59,11 @@ def network_probes(network: NetworkPolicy) -> tuple[Probe, ...]:
                 frozenset(("host_denied",)),
             )
         )
+    roomy = {
+        _sample(e.host): ways[e.host] for e in network.allowlist if e.host in ways and has_room(network, e)
+    }
+    probes += credential_probes(credentials, roomy)
+    probes += session_budget_probes(network, ways)
     return tuple(probes)
 
 
@@ -50,31 +74,20 @@ def covers(network: NetworkPolicy, host: str, port: int) -> bool:
     return any(_matches(entry.host, host) and port in entry.ports for entry in network.allowlist)
 
 
-def _entry_probes(network: NetworkPolicy, entry: HostEntry, name: str) -> Iterator[Probe]:
-    host, port = _sample(entry.host), entry.ports[0]
-    if not covers(network, host, port):
-        yield _skipped(name, entry, "network.denylist wins over this entry")
-        return
-    is_judged = entry.inspect or bool(entry.rules)
-    way = Talk(host, port, "plain" if _is_plain_only(network, entry) else "proxy")
+def _way(network: NetworkPolicy, entry: HostEntry, host: str) -> Talk:
+    """A request that an entry takes."""
+    way = Talk(host, entry.ports[0], "plain" if _is_plain_only(network, entry) else "proxy")
     if entry.rules:
-        way = Talk(host, port, way.way, method=entry.rules[0].methods[0], path=_path_sample(entry))
+        way = replace(way, method=sample_method(entry.rules[0]), path=sample_path(entry.rules[0]))
+    return way
+
+
+def _entry_probes(network: NetworkPolicy, entry: HostEntry, way: Talk, name: str) -> Iterator[Probe]:
+    host, port = way.host, way.port
+    is_name, is_roomy = not is_ip_literal(host), has_room(network, entry)
     yield _allow(name, entry, f"reach {host}:{port} through the proxy", way)
-    is_name = not is_ip_literal(host)
-    if not entry.host.startswith("*") and is_name and host != "localhost" and way.way == "proxy":
-        direct = Talk(host, port, "direct", method=way.method, path=way.path)
-        yield _allow(f"{name}-direct", entry, f"reach {host}:{port} by a connect that knows no proxy", direct)
-        closed = next(p for p in count(8444) if p not in entry.ports)
-        yield Probe(
-            f"{name}-direct-port",
-            "network",
-            "deny",
-            f"connect to {host} on port {closed}, which is not listed, without the proxy",
-            "no relay on that address and port",
-            Talk(host, closed, "direct"),
-            frozenset(("ECONNREFUSED",)),
-            in_control=Talk(host, closed),
-        )
+    if is_roomy:
+        yield from _passing_probes(network, entry, way, name)
     for kind, what, other in _neighbours(entry, host):
         if not covers(network, other, port):
             yield Probe(
@@ -98,8 +111,35 @@ def _entry_probes(network: NetworkPolicy, entry: HostEntry, name: str) -> Iterat
     )
     if network.enforce_tls and is_name:
         yield from _tls_probes(entry, host, port, name)
-    if is_judged and entry.rules:
-        yield from _rule_probes(entry, way, name)
+    if is_roomy and is_name:
+        yield from resolution_probes(entry, way, name)
+
+
+def _passing_probes(network: NetworkPolicy, entry: HostEntry, way: Talk, name: str) -> Iterator[Probe]:
+    """What a host takes, and what is refused only when its tunnel is open already."""
+    host, port = way.host, way.port
+    is_name = not is_ip_literal(host)
+    if not entry.host.startswith("*") and is_name and host != "localhost" and way.way == "proxy":
+        direct = replace(way, way="direct")
+        yield _allow(f"{name}-direct", entry, f"reach {host}:{port} by a connect that knows no proxy", direct)
+        closed = next(p for p in count(8444) if p not in entry.ports)
+        yield Probe(
+            f"{name}-direct-port",
+            "network",
+            "deny",
+            f"connect to {host} on port {closed}, which is not listed, without the proxy",
+            "no relay on that address and port",
+            Talk(host, closed, "direct"),
+            frozenset(("ECONNREFUSED",)),
+            in_control=Talk(host, closed),
+        )
+    if entry.rules:
+        yield from rule_probes(entry, way, name)
+    if entry.inspect and way.way == "proxy":
+        yield from inspection_probes(entry, way, name)
+    elif is_name and way.way == "proxy":
+        yield _allow(f"{name}-end-to-end", entry, f"find {host}'s own certificate at the end of the tunnel",
+                     replace(way, trusts="origin"))  # fmt: skip
 
 
 def _neighbours(entry: HostEntry, host: str) -> Iterator[tuple[str, str, str]]:
@@ -141,24 +181,6 @@ def _tls_probes(entry: HostEntry, host: str, port: int, name: str) -> Iterator[P
     )  # fmt: skip
     for kind, what, talk, refusals in cases:
         yield Probe(f"{name}-{kind}", "network", "deny", what, control, talk, refusals)
-
-
-def _rule_probes(entry: HostEntry, way: Talk, name: str) -> Iterator[Probe]:
-    methods = {method for rule in entry.rules for method in rule.methods}
-    other = next((method for method in ("DELETE", "PATCH", "PUT", "POST") if method not in methods), None)
-    control = f"egress gateway, rules of {entry.host}"
-    refusals = frozenset(("method_not_allowed", "path_not_allowed", "request_not_allowed", "rule_denied"))
-    if other:
-        yield Probe(
-            f"{name}-method", "network", "deny", f"{other} {way.path} on {way.host}, which no rule lists",
-            control, Talk(way.host, way.port, way.way, method=other, path=way.path), refusals,
-        )  # fmt: skip
-    if not any(rule.path in ("**", "/**") for rule in entry.rules):
-        path = f"/{LABEL}-no-such-path/{LABEL}"
-        yield Probe(
-            f"{name}-path", "network", "deny", f"{way.method} {path} on {way.host}, which no rule lists",
-            control, Talk(way.host, way.port, way.way, method=way.method, path=path), refusals,
-        )  # fmt: skip
 
 
 def _neighbours_of_all(network: NetworkPolicy) -> Iterator[Probe]:
@@ -214,12 +236,6 @@ def _canonical(name: str) -> str:
     if isinstance(host, Refusal):  # an IPv6 address may be listed without brackets
         host = canonical_host(f"[{name}]".encode("ascii", "replace"))
     return name if isinstance(host, Refusal) else host
-
-
-def _path_sample(entry: HostEntry) -> str:
-    path = entry.rules[0].path
-    path = path if path.startswith("/") else f"/{path}"
-    return path.replace("**", LABEL).replace("*", LABEL).replace("?", "x")
 
 
 def _matches(pattern: str, host: str) -> bool:

@@ -7,8 +7,10 @@ its decisions and the container's way to it are the real ones. Nothing outside t
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime
+import hashlib
 import os
 import secrets
 import socket
@@ -22,6 +24,11 @@ PUBLIC_ADDRESS = "93.184.216.34"
 READ_BYTES = 65536
 TLS_RECORD = 0x16
 VALID = datetime.timedelta(hours=1)
+SECRET_FIELD = "X-Selftest"  # noqa: S105  # a header's name
+LENGTH_FIELD = "X-Selftest-Length"
+"""A client's wish for a long answer, in bytes."""
+LONGEST_ANSWER = 16 * 1024 * 1024
+WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class Origin:
@@ -31,10 +38,14 @@ class Origin:
         """Take the names that its certificate is for."""
         self.secret = secrets.token_hex(16)
         """Who has seen this has got through."""
+        self.end = secrets.token_hex(16)
+        """Who has seen this has had the whole answer."""
         self.certificate_pem, self._context = _server_context(names)
         self._server: asyncio.Server | None = None
         self._port = 0
         self._vetted: dict[int, str] = {}
+        self.answers: dict[str, str] = {}
+        """Addresses that names have for a while; all others have the public one."""
 
     async def start(self) -> None:
         """Listen on a port of the kernel's choice, loopback only."""
@@ -49,7 +60,7 @@ class Origin:
 
     async def resolve(self, host: str) -> list[str]:
         """Answer for every name. The Resolver port."""
-        return [PUBLIC_ADDRESS]
+        return [self.answers.get(host, PUBLIC_ADDRESS)]
 
     def close(self) -> None:
         """Release nothing: a gateway closes its resolver, and there may be two gateways."""
@@ -78,7 +89,7 @@ class Origin:
             elif first:
                 while b"\r\n\r\n" not in first and (more := await reader.read(READ_BYTES)):
                     first += more
-                writer.write(self._answer())
+                writer.write(self._answer(first))
                 await writer.drain()
         writer.close()
 
@@ -98,16 +109,46 @@ class Origin:
             except ssl.SSLWantReadError:
                 pass
             if b"\r\n\r\n" in request:
-                tls.write(self._answer())
+                tls.write(self._answer(request))
             writer.write(outgoing.read())
             await writer.drain()
             if b"\r\n\r\n" not in request:
                 data = await reader.read(READ_BYTES)
 
-    def _answer(self) -> bytes:
-        body = self.secret.encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        return head.encode() + body
+    def _answer(self, request: bytes) -> bytes:
+        """Answer with the secret in the head and again at the end, and with what was asked for."""
+        head = request.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        fields = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])
+        }
+        # A digest, since the gateway takes a credential out of what comes back.
+        seen = [f"{name}={fingerprint(value)}" for name, value in fields.items()]
+        body = "\n".join([*seen, *head]).encode("latin-1")
+        if asked := fields.get(LENGTH_FIELD.lower(), ""):
+            body = body.ljust(min(int(asked), LONGEST_ANSWER) if asked.isdecimal() else 0, b".")
+        body += f"\n{self.secret}\n{self.end}".encode()
+        if key := fields.get("sec-websocket-key"):
+            lines = [
+                "HTTP/1.1 101 Switching Protocols",
+                "Upgrade: websocket",
+                "Connection: Upgrade",
+                f"Sec-WebSocket-Accept: {websocket_accept(key)}",
+            ]
+        else:
+            lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", "Connection: close"]
+        lines.append(f"{SECRET_FIELD}: {self.secret}")
+        answer = "\r\n".join([*lines, "", ""]).encode()
+        return answer if request.startswith(b"HEAD ") else answer + body
+
+
+def fingerprint(value: str) -> str:
+    """Return what the origin says of a header's value that it was sent."""
+    return hashlib.sha256(value.encode("latin-1", "replace")).hexdigest()
+
+
+def websocket_accept(key: str) -> str:
+    """Return a server's answer to a client's key (RFC 6455)."""
+    return base64.b64encode(hashlib.sha1(f"{key}{WEBSOCKET_GUID}".encode()).digest()).decode()  # noqa: S324
 
 
 def _server_context(names: frozenset[str]) -> tuple[bytes, ssl.SSLContext]:

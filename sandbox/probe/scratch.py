@@ -14,8 +14,6 @@ from sandbox.container.spec import OverlayVolume
 from sandbox.errors import StateError
 from sandbox.probe.files import Decoys
 
-FOLDER = "selftest"
-"""Beneath the state directory: sessions of self-tests are nobody's records and stay out of the list."""
 OWNER = "owner"
 PREFIX = "scratch-"
 CONTENT = "a decoy of agent-runner selftest; nothing secret\n"
@@ -51,7 +49,7 @@ def opened_scratch(state: Path, decoys: Decoys) -> Iterator[Scratch]:
     """
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_abandoned(state)
+        remove_abandoned(state)
         scratch = Scratch(state / f"{PREFIX}{secrets.token_hex(6)}")
         scratch.path.mkdir(mode=0o700)
     except OSError as exc:
@@ -71,6 +69,17 @@ def opened_scratch(state: Path, decoys: Decoys) -> Iterator[Scratch]:
         shutil.rmtree(scratch.path, ignore_errors=True)
 
 
+def remove_abandoned(state: Path) -> None:
+    """Remove what killed self-tests left of their own beneath ``state``; their sessions are the reaper's."""
+    for path in state.glob(f"{PREFIX}*"):
+        try:
+            owner = (path / OWNER).read_text()
+        except OSError:
+            continue
+        if not is_alive(owner):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _fill(scratch: Scratch, decoys: Decoys) -> None:
     (scratch.path / OWNER).write_text(current_owner())
     scratch.workspace.mkdir(mode=0o755)
@@ -85,13 +94,3 @@ def _fill(scratch: Scratch, decoys: Decoys) -> None:
         path.write_text(CONTENT)
     for new, old in decoys.hard_links:
         (scratch.workspace / new).hardlink_to(scratch.workspace / old)
-
-
-def _remove_abandoned(state: Path) -> None:
-    for path in state.glob(f"{PREFIX}*"):
-        try:
-            owner = (path / OWNER).read_text()
-        except OSError:
-            continue
-        if not is_alive(owner):
-            shutil.rmtree(path, ignore_errors=True)

@@ -8,14 +8,20 @@ from collections.abc import Iterator
 
 from sandbox.container.image_index import ImageIndex, resolve
 from sandbox.container.spec import PATH, WORKSPACE
+from sandbox.policy.commands.helper_programs import helpers_of
 from sandbox.policy.model import ShellPolicy
 from sandbox.probe.model import Act, Probe
 
 COVERED = frozenset(("refused", "EACCES", "EPERM", "ENOENT"))
 COVER = "shell.blocked_commands, covered in the container"
 CLOSED = "shell.mode: closed"
-UNLISTED = ("id", "env", "uname", "nproc", "tty", "whoami", "true")
+UNLISTED = (
+    *("id", "env", "uname", "nproc", "tty", "whoami", "true", "logname", "arch", "hostid", "groups", "users"),
+    *("cksum", "sum", "tac", "shuf", "factor", "tsort", "base32", "pinky"),
+)
 """Programs that do nothing; the first that a closed policy does not list stands for all it does not list."""
+INTERPRETERS = ("perl", "python3", "node", "ruby", "bash", "awk")
+"""Programs that can do the work of any other: one that is not listed is tried as well."""
 
 
 def shell_probes(shell: ShellPolicy, index: ImageIndex) -> tuple[Probe, ...]:
@@ -26,6 +32,7 @@ def shell_probes(shell: ShellPolicy, index: ImageIndex) -> tuple[Probe, ...]:
     for name in shell.blocked_commands:
         probes += _blocked(shell, index, name)
     if shell.mode == "closed":
+        probes += _helping(shell, index)
         probes += _unlisted(shell, index)
     return tuple(probes)
 
@@ -91,7 +98,12 @@ def _ways(
     if (sh := find_program(index, "sh")) and "sh" not in shell.blocked_commands:
         act = Act("run", (sh, "-c", 'exec "$0" --version', path))
         ways.append(("-shell", f"have a shell run {name}", act))
-    if (python := find_program(index, "python3")) and "python3" not in shell.blocked_commands:
+    is_python_listed = shell.mode == "open" or "python3" in shell.allowed_binaries
+    if (
+        is_python_listed
+        and (python := find_program(index, "python3"))
+        and "python3" not in shell.blocked_commands
+    ):
         code = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
         act = Act("run", (python, "-c", code, path, "--version"))
         ways.append(("-interpreter", f"have Python execute {name}", act))
@@ -99,15 +111,47 @@ def _ways(
         yield Probe(f"{word}{kind}", "shell", "deny", what, control, act, COVERED)
 
 
+def _helping(shell: ShellPolicy, index: ImageIndex) -> Iterator[Probe]:
+    """One helper of each listed program, which must run although nobody listed it."""
+    for name in shell.allowed_binaries:
+        for helper in helpers_of((name,), shell.helpers):
+            path = find_program(index, helper.program) if helper.program.isalnum() else None
+            if path is None or helper.program in (*shell.allowed_binaries, *shell.blocked_commands):
+                continue
+            what = f"run {helper.program}, a helper of {name}"
+            act = Act("run", (path, "--version"))
+            yield Probe(f"shell-helper-{_word(name)}", "shell", "allow", what, f"shell.helpers[{name}]", act)
+            break
+
+
 def _unlisted(shell: ShellPolicy, index: ImageIndex) -> Iterator[Probe]:
-    listed = {*shell.allowed_binaries, *(name for names in shell.helpers.values() for name in names)}
-    for name in UNLISTED:
-        path = find_program(index, name)
-        if name not in listed and name not in shell.blocked_commands and path is not None:
-            yield from _ways(shell, index, f"shell-unlisted-{name}", name, path, CLOSED)
-            return
-    yield Probe("shell-unlisted", "shell", "deny", "run a program that is not listed", CLOSED, Act("run"),
-                skip="the image has none of the programs that could stand for it")  # fmt: skip
+    for kind, names in (("program", UNLISTED), ("interpreter", INTERPRETERS)):
+        found = next((path for name in names if (path := _find_unlisted(shell, index, name))), None)
+        if found is None:
+            what, why = f"run a {kind} that is not listed", "the image has none that could stand for those"
+            yield Probe(f"shell-unlisted-{kind}", "shell", "deny", what, CLOSED, Act("run"), skip=why)
+        else:
+            name = posixpath.basename(found)
+            yield from _ways(shell, index, f"shell-unlisted-{_word(name)}", name, found, CLOSED)
+
+
+def _find_unlisted(shell: ShellPolicy, index: ImageIndex, name: str) -> str | None:
+    """Return the path of a program that no entry of a closed policy grants, under whatever name."""
+    path = find_program(index, name)
+    if path is None or name in shell.blocked_commands:
+        return None
+    granted = {*shell.allowed_binaries, "sh"}
+    granted |= {helper.program for helper in helpers_of(shell.allowed_binaries, shell.helpers)}
+    real = resolve(index, path)
+    names = {path, *(link for link in index.links if resolve(index, link) == real), real}
+    # The shell that runs the command lines is bash where sh is.
+    shells = {resolve(index, one) for one in ("/bin/sh", "/usr/bin/sh", "/bin/bash", "/usr/bin/bash")}
+    is_granted = real in shells or any(
+        fnmatch.fnmatchcase(one if "/" in entry else posixpath.basename(one), entry)
+        for one in names
+        for entry in granted
+    )
+    return None if is_granted else path
 
 
 def _loader(index: ImageIndex) -> str | None:

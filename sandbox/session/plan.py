@@ -70,12 +70,15 @@ class RunPlan:
         } | egress_limits(self.policy.network)
 
 
-def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> RunPlan:
+def plan_run(
+    request: RunRequest, environ: Mapping[str, str], home: Path, credentials: Credentials | None = None
+) -> RunPlan:
     """Fill in a request from its policy. The command line may lower the policy's ceilings, never raise them.
 
     ``environ`` and ``home`` are those of the package clients that ``network.package_indexes`` names;
     ``environ`` also holds the variables of ``network.inject``, and in ``AGENT_RUNNER_EXTRA_CA_CERTS`` the
-    name of a file with the operator's own root certificates.
+    name of a file with the operator's own root certificates. ``credentials`` stand for those of
+    ``network.inject``, which are not looked up then.
     Raises PolicyError for a value above a ceiling or beyond what can be counted, for text that is not
     UTF-8, for a credential without value, and when no model is named anywhere; HostError when a package
     index cannot be allowed.
@@ -128,7 +131,7 @@ def plan_run(request: RunRequest, environ: Mapping[str, str], home: Path) -> Run
         fallback_model=effective.routing.fallback_model,
         index_env=index_environment(policy.network.package_indexes, client_environ, home),
         extra_roots=Path(environ[EXTRA_ROOTS]).absolute() if environ.get(EXTRA_ROOTS) else None,
-        credentials=resolve_credentials(policy.network, environ),
+        credentials=resolve_credentials(policy.network, environ) if credentials is None else credentials,
     )
 
 

@@ -17,58 +17,61 @@ import pytest
 import yaml
 
 from sandbox.container.docker import DockerRuntime
-from sandbox.container.spec import Bind, ContainerSpec
+from sandbox.container.spec import Bind
+from sandbox.egress.credentials import Credentials
 from sandbox.egress.gateway import Gateway
 from sandbox.policy.load import load_policy
 from sandbox.policy.model import HostEntry, NetworkPolicy
+from sandbox.probe.inspection import stand_in_credentials
 from sandbox.probe.model import Report, Seen
-from sandbox.probe.scratch import FOLDER
 from sandbox.probe.selftest import run_selftest
-from sandbox.session.plan import RunPlan, RunRequest, plan_run
+from sandbox.session import opening
+from sandbox.session.plan import RunPlan
+from sandbox.session.trial import FOLDER, plan_trial
 from tests.e2e.harness import Runner, mounts_beneath
+from tests.e2e.holed_engine import Holed, uncover, unmask
 
 pytestmark = pytest.mark.docker
 
 MIB = 1024 * 1024
 PROFILE: dict[str, Any] = {
-    "network": {"allowlist": ["docs.internal.net", "*.packages.test"], "denylist": ["bad.packages.test"]},
+    "network": {
+        "allowlist": [
+            "docs.internal.net",
+            "*.packages.test",
+            {
+                "host": "api.inspected.test",
+                "inspect": True,
+                "rules": [
+                    {"methods": ["GET"], "path": "/v1/**"},
+                    {"methods": ["GET"], "path": "/chat", "websocket": True},
+                ],
+            },
+            {"host": "small.budget.test", "max_bytes": 1024 * 1024},
+        ],
+        "denylist": ["bad.packages.test"],
+        "inject": [
+            {"host": "api.inspected.test", "header": "Authorization", "value": "Bearer ${NOBODY_SET_THIS}"}
+        ],
+    },
     "filesystem": {"deny_patterns": ["**/.env*", "**/secrets/**"]},
     "shell": {"allowed_binaries": ["git", "python3"], "blocked_commands": ["curl", "sudo"]},
-    "limits": {"memory_bytes": 96 * MIB, "pids": 80, "tmpfs_bytes": 16 * MIB, "workspace_bytes": 16 * MIB},
+    "limits": {
+        "memory_bytes": 96 * MIB,
+        "cpus": 0.5,
+        "pids": 80,
+        "tmpfs_bytes": 16 * MIB,
+        "workspace_bytes": 16 * MIB,
+        "workspace_files": 2048,
+    },
 }
 
 
-def plan(directory: Path) -> RunPlan:
+def plan(directory: Path, **sections: Any) -> RunPlan:
     path = directory / "policy.yaml"
-    path.write_text(yaml.safe_dump({"profiles": {"production": PROFILE}}))
+    path.write_text(yaml.safe_dump({"profiles": {"production": PROFILE | sections}}))
     loaded = load_policy(path, "production")
-    return plan_run(RunRequest(task="selftest", loaded=loaded, model="script:none"), {}, directory)
-
-
-class Holed(DockerRuntime):
-    """An engine that makes something else of what it was asked for, and is not noticed."""
-
-    def __init__(
-        self,
-        change: Callable[[ContainerSpec], ContainerSpec] = lambda spec: spec,
-        options: Callable[[dict[str, Any]], None] = lambda host: None,
-    ) -> None:
-        super().__init__()
-        self._change, self._options = change, options
-
-    async def create(self, spec: ContainerSpec) -> str:
-        return await super().create(self._change(spec))
-
-    def _container_options(self, client: Any, spec: ContainerSpec) -> dict[str, Any]:
-        options = super()._container_options(client, spec)
-        self._options(options["host_config"])
-        return options
-
-    def _find_refused(self, spec: ContainerSpec, inspected: dict[str, Any], *, has_swap: bool) -> list[str]:
-        return []
-
-    def _find_unenforced(self, spec: ContainerSpec, pid: int, container_id: str) -> list[str]:
-        return []
+    return plan_trial(loaded, None, {}, directory, stand_in_credentials(loaded.policy.network))
 
 
 def leaky(
@@ -82,12 +85,20 @@ def open_sibling(network: NetworkPolicy) -> NetworkPolicy:
     return network.model_copy(update={"allowlist": (*network.allowlist, more)})
 
 
-def uncover(spec: ContainerSpec) -> ContainerSpec:
-    return replace(spec, binds=tuple(bind for bind in spec.binds if not bind.target.endswith("/curl")))
+def with_entry(number: int, **changes: Any) -> Callable[..., Gateway]:
+    """A gateway that takes one entry of the allowlist for another."""
+
+    def change(network: NetworkPolicy) -> NetworkPolicy:
+        entries = [*network.allowlist]
+        entries[number - 1] = entries[number - 1].model_copy(update=changes)
+        return network.model_copy(update={"allowlist": tuple(entries)})
+
+    return functools.partial(leaky, change)
 
 
-def unmask(spec: ContainerSpec) -> ContainerSpec:
-    return replace(spec, workspace=replace(spec.workspace, lower=spec.workspace.lower[1:]))
+def without_credentials(network: NetworkPolicy, *rest: Any, **options: Any) -> Gateway:
+    network = network.model_copy(update={"inject": ()})
+    return Gateway(network, *rest, **options | {"credentials": Credentials()})
 
 
 def executable_tmp(host: dict[str, Any]) -> None:
@@ -156,6 +167,43 @@ HOLES: dict[str, tuple[Callable[[], DockerRuntime], Callable[..., Gateway], Expe
             and all(name.endswith(("-sni", "-no-sni", "-cleartext", "-http", "-plain")) for name in failing)
         ),
     ),
+    "the rules dropped": (
+        DockerRuntime,
+        with_entry(3, rules=()),
+        lambda report, failing: (
+            failing
+            == {
+                f"net-allow-3-{kind}"
+                for kind in (
+                    "method",
+                    "path",
+                    "dots",
+                    "encoded-dots",
+                    "encoded-slash",
+                    "climb",
+                    "rule-2-websocket",
+                )
+            }
+        ),
+    ),
+    "TLS not opened": (
+        DockerRuntime,
+        with_entry(3, inspect=False, rules=()),
+        lambda report, failing: (
+            {
+                *("net-allow-3-bundle", "net-allow-3-host", "net-allow-3-absolute", "net-allow-3-h2"),
+                *("net-inject-1", "net-inject-1-forged", "net-inject-1-leak"),
+            }
+            <= failing
+            and all(name.startswith(("net-allow-3", "net-inject-1")) for name in failing)
+        ),
+    ),
+    "no credential": (
+        DockerRuntime,
+        without_credentials,
+        exactly("net-inject-1", "net-inject-1-forged", "net-inject-1-leak"),
+    ),
+    "no byte budget": (DockerRuntime, with_entry(4, max_bytes=None), exactly("net-allow-4-bytes")),
     "pids off": (lambda: Holed(lambda spec: replace(spec, pids=4000)), Gateway, exactly("limits-pids")),
     "memory off": (
         lambda: Holed(lambda spec: replace(spec, memory_bytes=1024 * MIB)),
@@ -184,12 +232,17 @@ def sound(state: Path) -> tuple[Report, dict[str, Seen]]:
 
 
 async def selftest(
-    runtime: DockerRuntime, state: Path, gateway: Callable[..., Gateway], controls: dict[str, Seen]
+    engine: DockerRuntime,
+    state: Path,
+    gateway: Callable[..., Gateway],
+    controls: dict[str, Seen],
+    **sections: Any,
 ) -> Report:
+    asked = plan(state, **sections)
     try:
-        return await run_selftest(plan(state), runtime, state, gateway=gateway, controls=controls)
+        return await run_selftest(asked, engine, state, gateway=gateway, controls=controls)
     finally:
-        await runtime.close()
+        await engine.close()
 
 
 def failing(report: Report) -> Failing:
@@ -228,6 +281,52 @@ def test_a_socket_of_the_engine_is_found(state: Path, sound: tuple[Report, dict[
         engine = Holed(lambda spec: replace(spec, binds=(*spec.binds, bind)))
         report = asyncio.run(selftest(engine, state, Gateway, sound[1]))
     assert failing(report) == {"esc-runtime-sockets"}
+
+
+CLOSED = {"mode": "closed", "allowed_binaries": ["git", "python3"], "workspace_exec": False}
+
+
+def test_a_closed_shell_passes_and_an_open_one_in_its_place_does_not(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controls: dict[str, Seen] = {}
+    report = asyncio.run(selftest(DockerRuntime(), state, Gateway, controls, shell=CLOSED))
+    assert failing(report) == set()
+    unlisted = [f for f in report.findings if f.probe.id.startswith("shell-unlisted-")]
+    assert len(unlisted) > 8 and {finding.outcome for finding in unlisted} == {"blocked"}
+    assert [f.outcome for f in report.findings if f.probe.id == "shell-helper-git"] == ["works"]
+    monkeypatch.setattr(opening, "_exec_rules", lambda image, spec: None)
+    holed = failing(asyncio.run(selftest(DockerRuntime(), state, Gateway, controls, shell=CLOSED)))
+    # What is copied may not run even then: the workspace and /tmp are noexec.
+    runs = {f.probe.id for f in unlisted if not f.probe.id.endswith(("-copy", "-copy-tmp", "-shebang"))}
+    assert runs <= holed and all(name.startswith("shell-unlisted-") for name in holed), sorted(holed)
+
+
+def test_under_gvisor_it_passes_with_what_is_other_there_and_sees_a_profile_taken_away(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_registered() -> bool:
+        runtime = DockerRuntime()
+        try:
+            return "runsc" in (await runtime.facts()).runtimes
+        finally:
+            await runtime.close()
+
+    if not asyncio.run(is_registered()):
+        pytest.skip("runsc is not registered with the engine: sh images/gvisor.sh says why")
+    controls: dict[str, Seen] = {}
+    asked: dict[str, Any] = {"runtime": "runsc", "limits": PROFILE["limits"] | {"memory_bytes": 256 * MIB}}
+    report = asyncio.run(selftest(DockerRuntime(), state, Gateway, controls, **asked))
+    assert failing(report) == set(), [finding for finding in report.findings if finding.is_failure]
+    other = [f for f in report.findings if f.reason.startswith("accepted under runsc")]
+    assert len(other) > 5 and {finding.outcome for finding in other} == {"accepted"}
+    assert report.counts()["blocked"] > 200
+    assert any("gVisor" in note for note in report.notes)
+    holed = Holed(lambda spec: replace(spec, seccomp=ALLOW_ALL))
+    monkeypatch.setattr(opening.gvisor, "find_unenforced_inside", lambda spec, report: [])
+    assert {"ns-unshare-user", "sys-ptrace-me"} & failing(
+        asyncio.run(selftest(holed, state, Gateway, controls, **asked))
+    )
 
 
 def test_nothing_is_left_of_any_of_them(state: Path, sound: tuple[Report, dict[str, Seen]]) -> None:

@@ -12,6 +12,7 @@ from sandbox.policy.load import load_policy
 from sandbox.policy.paths import DenyPatterns
 from sandbox.probe.derive import derive
 from sandbox.probe.files import file_probes
+from sandbox.probe.inspection import STAND_IN, stand_in_credentials
 from sandbox.probe.model import AREAS, Act, Probe, Talk
 from sandbox.probe.network import covers, network_probes
 from sandbox.probe.shell import shell_probes
@@ -26,7 +27,7 @@ PATTERNS = [
 
 def network(*allowlist: object, **options: object) -> dict[str, Probe]:
     section = policy(network={"allowlist": [*allowlist], **options}).network
-    return {probe.id: probe for probe in network_probes(section)}
+    return {probe.id: probe for probe in network_probes(section, stand_in_credentials(section))}
 
 
 def hosts(probes: dict[str, Probe], side: str) -> set[str]:
@@ -112,6 +113,76 @@ def test_rules_are_tried_with_another_method_and_another_path() -> None:
     assert isinstance(path, Talk) and not path.path.startswith("/api/")
 
 
+INSPECTED = {"host": "a.test", "inspect": True, "rules": [{"methods": ["HEAD", "GET"], "path": "/v1/*"}]}
+
+
+def test_an_inspected_host_is_tried_for_what_only_inspection_refuses() -> None:
+    probes = network(INSPECTED)
+    kinds = {name.removeprefix("net-allow-1-") for name, probe in probes.items() if probe.side == "deny"}
+    assert {
+        *("host", "absolute", "trace", "h2", "websocket"),
+        *("method", "path", "dots", "encoded-dots", "encoded-slash", "climb"),
+    } <= kinds
+    trusting = probes["net-allow-1-bundle"].attempt
+    assert isinstance(trusting, Talk) and trusting.trusts == "bundle"
+    assert probes["net-allow-1"].attempt == Talk("a.test", method="GET", path="/v1/selftest")
+    hidden = probes["net-allow-1-encoded-slash"].attempt
+    assert isinstance(hidden, Talk) and hidden.path == "/v1%2fselftest"
+
+
+def test_a_host_that_is_passed_through_shows_its_own_certificate() -> None:
+    passed, opened = network("a.test"), network(INSPECTED)
+    assert "net-allow-1-end-to-end" in passed and "net-allow-1-bundle" not in passed
+    assert "net-allow-1-end-to-end" not in opened
+
+
+def test_a_rule_for_websockets_makes_one_work_where_it_is_refused_otherwise() -> None:
+    rules = [{"methods": ["GET"], "path": "/chat", "websocket": True}]
+    probes = network({"host": "a.test", "inspect": True, "rules": rules})
+    assert probes["net-allow-1-rule-1-websocket"].side == "allow"
+    assert "net-allow-1-websocket" not in probes
+
+
+def test_a_credential_is_tried_with_a_value_that_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "the real one, which nobody needs")
+    inject = [{"host": "a.test", "header": "X-Key", "value": "key ${TOKEN} of ${file:/nowhere/at-all}"}]
+    probes = network(INSPECTED, inject=inject)
+    put, forged = probes["net-inject-1"].attempt, probes["net-inject-1-forged"].attempt
+    assert isinstance(put, Talk) and isinstance(forged, Talk)
+    assert put.arrives == ("X-Key", f"key {STAND_IN}TOKEN of {STAND_IN}-nowhere-at-all")
+    assert forged.arrives is not None and forged.arrives in forged.headers
+    assert "the real one" not in repr(probes)
+    looked_for = probes["net-inject-files"].attempt
+    assert isinstance(looked_for, Act) and looked_for.arguments[0] == STAND_IN
+
+
+def test_a_placeholder_is_tried_in_its_header_and_elsewhere() -> None:
+    injection = {
+        "host": "a.test", "header": "X-Key", "value": "${TOKEN}",
+        "mode": "replace_placeholder", "placeholder": "stands-for-the-key",
+    }  # fmt: skip
+    probes = network(INSPECTED, inject=[injection])
+    put = probes["net-inject-1"].attempt
+    assert isinstance(put, Talk) and ("X-Key", "stands-for-the-key") in put.headers
+    assert "net-inject-1-elsewhere" in probes and "net-inject-1-forged" not in probes
+
+
+def test_a_name_must_not_lead_inward_and_a_pattern_not_to_a_private_address() -> None:
+    exact, pattern = network("a.test"), network("*.a.test")
+    assert {"net-allow-1-metadata", "net-allow-1-loopback"} <= exact.keys() & pattern.keys()
+    assert "net-allow-1-private" in pattern and "net-allow-1-private" not in exact
+    assert exact["net-allow-1-metadata"].is_alone  # the resolver answers one question at a time
+
+
+def test_a_budget_is_overdrawn_last_and_a_small_one_is_not_spent_on_other_probes() -> None:
+    roomy = network({"host": "a.test", "max_bytes": 1024 * 1024})
+    assert [name for name in roomy if name.startswith("net-allow-1")][-1] == "net-allow-1-bytes"
+    small = network({"host": "a.test", "max_bytes": 1024})
+    assert "net-allow-1-direct" in roomy and "net-allow-1-direct" not in small
+    assert "net-allow-1-bytes" in small
+    assert network({"host": "a.test", "max_bytes": 2**40})["net-allow-1-bytes"].skip
+
+
 @pytest.mark.parametrize(
     ("pattern", "host", "is_covered"),
     [
@@ -182,6 +253,28 @@ def test_a_closed_shell_is_tried_with_a_program_that_it_does_not_list() -> None:
     assert not [name for name in tried if "unlisted-env" in name or "unlisted-id" in name]
 
 
+def test_a_helper_of_a_listed_program_must_run_and_stands_for_nothing_unlisted() -> None:
+    shell = policy(shell={"mode": "closed", "allowed_binaries": ["git"], "helpers": {"git": ["id"]}}).shell
+    probes = {probe.id: probe for probe in shell_probes(shell, image("uname"))}
+    assert probes["shell-helper-git"].side == "allow"
+    assert [name for name in probes if "unlisted-uname" in name]
+    assert not [name for name in probes if "unlisted-id" in name]
+
+
+def test_an_unlisted_interpreter_is_tried_in_a_closed_shell() -> None:
+    shell = policy(shell={"mode": "closed", "allowed_binaries": ["git"]}).shell
+    tried = [probe.id for probe in shell_probes(shell, image())]
+    assert "shell-unlisted-python3" in tried
+    # Python is not there to execute anything with: that would be refused for another reason.
+    assert not [name for name in tried if name.endswith("-interpreter")]
+
+
+def test_under_gvisor_what_is_other_there_is_known_by_reason() -> None:
+    differences = derive(policy(runtime="runsc"), image()).differences
+    assert differences["res-nice"].verdict == "worked" and "runsc" in differences["res-nice"].reason
+    assert derive(policy(), image()).differences == {}
+
+
 def test_a_workspace_that_may_run_programs_is_expected_to() -> None:
     def side(may: bool) -> str:
         plan = derive(policy(shell={"workspace_exec": may}), image())
@@ -193,8 +286,29 @@ def test_a_workspace_that_may_run_programs_is_expected_to() -> None:
 def test_each_limit_is_tried_from_both_sides() -> None:
     plan = derive(policy(), image())
     limits = {probe.id: probe.side for probe in plan.probes if probe.is_alone}
-    for word in ("memory", "pids", "nofile", "tmp", "home", "command-seconds", "output-bytes"):
+    for word in (
+        "memory",
+        "pids",
+        "nofile",
+        "tmp",
+        "home",
+        "command-seconds",
+        "output-bytes",
+        "workspace-bytes",
+    ):
         assert (limits[f"limits-{word}-under"], limits[f"limits-{word}"]) == ("allow", "deny")
+    assert {"limits-workspace-files", "limits-cpus"} <= limits.keys()
+    assert list(limits)[-1] == "limits-memory"  # under gVisor nothing runs after it
+
+
+def test_few_files_are_made_and_many_are_asked_for() -> None:
+    def act(most: int) -> str:
+        probes = derive(policy(limits={"workspace_files": most}), image()).probes
+        attempt = next(probe.attempt for probe in probes if probe.id == "limits-workspace-files")
+        assert isinstance(attempt, Act)
+        return attempt.name
+
+    assert (act(2048), act(1_000_000)) == ("files", "count-files")
 
 
 def test_every_shared_probe_that_runs_inside_is_tried_here() -> None:

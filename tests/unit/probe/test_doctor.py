@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sandbox.container.gvisor import RUNTIME_ARGS
 from sandbox.container.runtime import EngineFacts
-from sandbox.policy.model import HostEntry, NetworkPolicy, Policy, ShellPolicy
-from sandbox.probe.doctor import Diagnosis, Trial, diagnose
+from sandbox.container.workspace.quota import Disk, DiskQuota
+from sandbox.policy.model import MIB, FilesystemPolicy, HostEntry, NetworkPolicy, Policy, ShellPolicy
+from sandbox.probe.doctor import Canaries, Diagnosis, Trial, diagnose
 from sandbox.probe.host import HostFacts
 from tests.unit.container.test_spec import compiled
 
@@ -16,10 +20,16 @@ HOST = HostFacts("6.18.1", "x86_64", "v2", 7, True, True, True, True, (), "", 0)
 FACTS = EngineFacts("20.10.24", ("runc",), True, ())
 
 
-def diagnosed(policy: Policy | None = None, host: HostFacts = HOST, abi: int = 7) -> Diagnosis:
+DISK = Disk(Path("/sessions/some"), DiskQuota(64 * MIB, 4096), "filesystem")
+SOUND = Canaries(interfaces=("lo",), hidden=2, seen=(), is_visible_seen=True, programs=1, tried=1, running=())
+
+
+def diagnosed(
+    policy: Policy | None = None, host: HostFacts = HOST, abi: int = 7, **changes: Any
+) -> Diagnosis:
     policy = policy or Policy(name="production")
-    trial = Trial(compiled(policy), abi, 400)
-    return diagnose(policy, "some/image", FACTS, {"runc": "1.1.5"}, host, trial)
+    trial = Trial(compiled(policy), abi, 400, disk=DISK, canaries=SOUND, has_trust=True)
+    return diagnose(policy, "some/image", FACTS, {"runc": "1.1.5"}, host, replace(trial, **changes))
 
 
 def states(diagnosis: Diagnosis) -> dict[str, str]:
@@ -69,3 +79,66 @@ def test_inspected_hosts_are_named() -> None:
     found = diagnosed(Policy(name="p", network=network))
     (inspection,) = [control for control in found.controls if control.name == "TLS inspection"]
     assert (inspection.state, inspection.detail) == ("enforced", "api.example.com")
+
+
+FULL = Policy(
+    name="p",
+    filesystem=FilesystemPolicy(deny_patterns=("**/.env*",)),
+    shell=ShellPolicy(blocked_commands=("curl",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("control", "change"),
+    [
+        ("network", {"interfaces": ("lo", "eth0")}),
+        ("hidden files", {"seen": ("a/.env",)}),
+        ("hidden files", {"is_visible_seen": False}),
+        ("blocked commands", {"running": ("/usr/bin/curl",)}),
+    ],
+)
+def test_what_a_canary_saw_is_believed_over_the_spec(control: str, change: dict[str, Any]) -> None:
+    assert states(diagnosed(FULL))[control] == "enforced"
+    found = diagnosed(FULL, canaries=replace(SOUND, **change))
+    assert states(found)[control] == "unavailable"
+    assert not found.is_healthy
+
+
+def test_a_session_that_nobody_looked_into_enforces_nothing_of_it() -> None:
+    found = states(diagnosed(FULL, canaries=None))
+    assert {found[name] for name in ("network", "hidden files", "blocked commands")} == {"unavailable"}
+
+
+def test_a_quota_that_is_only_watched_is_said_with_its_reason() -> None:
+    found = diagnosed(disk=replace(DISK, enforced_by="watched", obstacle="no loop devices"))
+    (quota,) = [control for control in found.controls if control.name == "workspace quota"]
+    assert quota.state == "watched" and "no loop devices" in quota.detail
+    assert found.is_healthy  # the policy lets it be watched, or the session had not begun
+
+
+def test_under_gvisor_what_landlock_gave_is_given_otherwise_or_unavailable() -> None:
+    policy = Policy(name="p", runtime="runsc")
+    found = states(diagnosed(policy, abi=0))
+    assert (found["gVisor"], found["signals stay inside a command"]) == ("enforced", "enforced")
+    assert (found["every exec recorded"], found["exec allowlist"]) == ("unavailable", "unavailable")
+    assert diagnosed(policy, abi=0).is_healthy  # a policy that asks for them is refused before
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "args", "shell", "state", "word"),
+    [
+        (("runc",), (), ShellPolicy(), "unavailable", "daemon.json"),
+        (("runc", "runsc"), ("--network=host",), ShellPolicy(), "unavailable", "--network=none"),
+        (("runc", "runsc"), RUNTIME_ARGS, ShellPolicy(mode="closed"), "unavailable", "Landlock"),
+        (("runc", "runsc"), RUNTIME_ARGS, ShellPolicy(), "unused", "runtime: runsc"),
+    ],
+)
+def test_whether_gvisor_could_run_this_policy_is_said(
+    runtimes: tuple[str, ...], args: tuple[str, ...], shell: ShellPolicy, state: str, word: str
+) -> None:
+    policy = Policy(name="p", shell=shell)
+    facts = replace(FACTS, runtimes=runtimes, runtime_args={"runsc": args})
+    trial = Trial(compiled(policy), 7, 400, disk=DISK, canaries=SOUND)
+    found = diagnose(policy, "some/image", facts, {}, HOST, trial)
+    (control,) = [control for control in found.controls if control.name == "gVisor"]
+    assert control.state == state and word in control.detail

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox.probe.judge import judge
-from sandbox.probe.model import Act, Outcome, Probe, Seen
+from sandbox.probe.model import Act, Difference, Outcome, Probe, Seen
 
 DENY = Probe("p", "files", "deny", "do it", "a wall", Act("read"), frozenset(("EPERM",)))
 KERNEL = Probe("k", "kernel", "deny", "do it", "a wall", Act("probe"), may_be_untestable=True)
@@ -51,6 +51,14 @@ def test_what_is_accepted_is_shown_with_its_reason_and_only_where_it_works() -> 
     assert (accepted.outcome, accepted.reason, accepted.is_failure) == ("accepted", "known", False)
     assert judge(DENY, BLOCKED, WORKED, {"p": "known"}).outcome == "blocked"
     assert judge(DENY, OTHER, WORKED, {"p": "known"}).outcome == "failed"
+
+
+def test_what_a_runtime_does_otherwise_is_accepted_as_listed_and_not_in_another_way() -> None:
+    difference = Difference("failed", "it has none")
+    listed = judge(DENY, BROKEN, WORKED, {}, difference=difference)
+    assert (listed.outcome, listed.reason) == ("accepted", "it has none")
+    assert judge(DENY, WORKED, WORKED, {}, difference=difference).outcome == "worked"
+    assert judge(DENY, BLOCKED, WORKED, {}, difference=difference).outcome == "blocked"
 
 
 def test_what_was_not_tried_never_passes() -> None:
