@@ -69,9 +69,13 @@ async def _examine(loaded: LoadedPolicy, image: str | None) -> Diagnosis:
     from sandbox.probe.examination import examine
     from sandbox.resources import state_directory
 
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path("/nonexistent")  # a user without a home has no client configuration there
     runtime = DockerRuntime()
     try:
-        return await examine(loaded, image, runtime, state_directory(), os.environ, Path.home())
+        return await examine(loaded, image, runtime, state_directory(), os.environ, home)
     finally:
         await runtime.close()
 

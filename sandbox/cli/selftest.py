@@ -21,7 +21,7 @@ EPILOG = """\b
 Outcomes:
   works       an allowed thing works
   blocked     a forbidden thing was refused as expected, and works without the sandbox
-  accepted    a forbidden thing works; known, with the reason
+  accepted    a forbidden thing works, or gVisor answers otherwise; known, with the reason
   skipped     not possible with this image or policy
   untestable  refused without the sandbox as well: this kernel cannot show it
   WORKED      failure: a forbidden thing works
@@ -70,9 +70,12 @@ def command(
     here counts as blocked.
 
     No allowed host is contacted: in the self-test, and nowhere else, names lead to an origin inside this
-    process. Decoys lie in a scratch workspace; yours is not touched, and no session is recorded. The
-    document goes to stdout, progress to stderr. The permissive container has no network; in
-    it only the self-test's own program is root; programs of the image are asked for their version as nobody.
+    process. Credentials of network.inject have stand-in values: yours are not read. Decoys lie in a scratch
+    workspace; yours is not touched, and no session is recorded. The document goes to stdout, progress to
+    stderr.
+
+    The permissive container has no network; in it only the self-test's own program is root; programs of the
+    image are asked for their version as nobody. It runs under runc, whatever runtime the policy names.
 
     \b
     Examples:
