@@ -21,7 +21,9 @@ demo: dev ## Run the main job on the example repository and show what happened
 	@AGENT_RUNNER=$(CURDIR)/$(BIN)/agent-runner policy/examples/demo/run.sh
 
 test: dev lint ## Check and test everything
-	@$(BIN)/python -m pytest
+	@# What needs no engine shares nothing and runs on two processors; containers take their turns.
+	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests --ignore=tests/unit
 
 lint: $(VENV)/.installed ## Check style, types and the direction of imports
 	@$(BIN)/ruff check
