@@ -22,7 +22,7 @@ from sandbox.container.spec import ContainerSpec
 from sandbox.container.workspace.prepare import prepare_workspace
 from sandbox.events import ContainerStarted
 from sandbox.provenance.ledger import Entry
-from sandbox.session import opening
+from sandbox.session import cleaning, opening
 from sandbox.session.actions import Action, RunCommand
 from sandbox.session.confirm import NobodyThere
 from sandbox.session.session import Session, run_session
@@ -144,8 +144,9 @@ class _TimedRuntime(DockerRuntime):
 
 @contextmanager
 def _timed_opening(clock: _Clock) -> Iterator[None]:
-    """Time what ``opening`` calls by name. It fails loudly when such a name is gone."""
-    originals = {name: getattr(opening, name) for name in ("reap", "_find_image", "prepare_workspace")}
+    """Time what opening a session calls by name. It fails loudly when such a name is gone."""
+    places = {"reap": cleaning, "_find_image": opening, "prepare_workspace": opening}
+    originals = {name: getattr(place, name) for name, place in places.items()}
 
     def timed(step: str, original: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         @functools.wraps(original)
@@ -168,8 +169,8 @@ def _timed_opening(clock: _Clock) -> Iterator[None]:
     }
     try:
         for name, replacement in replaced.items():
-            setattr(opening, name, replacement)
+            setattr(places[name], name, replacement)
         yield
     finally:
         for name, original in originals.items():
-            setattr(opening, name, original)
+            setattr(places[name], name, original)
