@@ -22,7 +22,7 @@ from sandbox.container.spec import SEPARATING_CAPABILITIES
 from sandbox.egress.gateway import Gateway
 from sandbox.errors import GuestError
 from sandbox.guest.channel import GuestChannel
-from sandbox.guest.messages import Command, CommandResult
+from sandbox.guest.messages import Command, CommandResult, GuestConfig
 from sandbox.resources import shipped
 from sandbox.session.session import Session
 from tests.e2e.attached_guest import UID, Box, guest_box
@@ -104,6 +104,7 @@ def box(directory: Path, *, is_separate: bool = True, **options: Any) -> Any:
     settings: dict[str, Any] = {
         "runtime": "runsc",
         "pids_limit": 2048,
+        "config": GuestConfig(observe_execs=False),  # it has no user notification
         "ulimits": [docker.types.Ulimit(name="nofile", soft=1024, hard=1024)],
         "security_opt": ["no-new-privileges", f"seccomp={profile}"],
     }
