@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 30.0
 MAX_WITHHELD = 100
+WITHHELD_PATH_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _importance(item: Withheld) -> tuple[int, int, bytes]:
 
 def _withheld(patch: ExportedPatch) -> list[str]:
     lines = [
-        excerpt(f"{os.fsdecode(item.path).encode('utf-8', 'replace').decode()}: {item.reason}")
+        # The path is cut, never the reason: a task may make paths as long as it likes.
+        f"{excerpt(os.fsdecode(item.path), WITHHELD_PATH_CHARS)}: {excerpt(item.reason)}"
         for item in sorted(patch.withheld, key=_importance)
     ]
     if len(lines) > MAX_WITHHELD:
